@@ -1,0 +1,1 @@
+"""One batch, looked at: layers, findings, and which change removes them."""

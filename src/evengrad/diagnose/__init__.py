@@ -1,0 +1,1 @@
+"""Rules: from readings to findings; never needs torch."""

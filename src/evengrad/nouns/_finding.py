@@ -1,0 +1,140 @@
+"""Findings: what a rule says, with evidence, cause and cures."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["warning", "critical"]
+Setting = str | float | int | bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """One number that a finding rests on.
+
+    Example:
+        >>> str(Evidence(name="gradient norm at layer 0", value=6.1e-8, unit=""))
+        'gradient norm at layer 0: 6.1e-08'
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value:.4g}" + (f" {self.unit}" if self.unit else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cure:
+    """A treatment that a rule proposes, and what the counterfactual showed when it was tried.
+
+    Args:
+        treatment: The name of a treatment, a member of `evengrad.treat.ALL`.
+        settings: Its settings.
+        tried: Whether a counterfactual was run.
+        before_decades: Size of the symptom before, in decades.
+        after_decades: Size of the symptom after; None when it was not tried or the treatment does not apply.
+        removes: Whether the rule is silent afterwards.
+        change: What the treatment changed, in words; or why it could not be tried.
+        code: The change as code to paste.
+        blames: What a success of this treatment shows to be the cause.
+    """
+
+    treatment: str
+    settings: tuple[tuple[str, Setting], ...] = ()
+    tried: bool = False
+    before_decades: float | None = None
+    after_decades: float | None = None
+    removes: bool = False
+    change: str = ""
+    code: str = ""
+    blames: str = ""
+
+    @property
+    def relief_decades(self) -> float | None:
+        """Decades of the symptom that the treatment removed; None when unknown."""
+        if self.before_decades is None or self.after_decades is None:
+            return None
+        return self.before_decades - self.after_decades
+
+    @property
+    def label(self) -> str:
+        """The treatment as it would be called: `Reinitialize(scheme='he')`."""
+        return f"{self.treatment}({', '.join(f'{key}={value!r}' for key, value in self.settings)})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """A symptom with its place, time, evidence, cause and cures; `str(finding)` is the card.
+
+    Args:
+        code: The rule's code, `EG101`.
+        symptom: The rule's name in words: `vanishing with depth`.
+        severity: `critical` when the layers named cannot learn or the run is lost, otherwise `warning`.
+        where: The smallest set of modules or parameters that shows it, in the order of the forward pass.
+        when: First and last step at which it was seen.
+        decades: Size of the symptom in powers of ten, as the rule defines it.
+        message: One sentence with the numbers.
+        evidence: The numbers.
+        cause: What the counterfactual showed to be the cause; empty when none was run.
+        cures: Ranked, the best first.
+        source: The paper that the rule rests on.
+    """
+
+    code: str
+    symptom: str
+    severity: Severity
+    where: tuple[str, ...]
+    when: tuple[int, int] = (0, 0)
+    decades: float = 0.0
+    message: str = ""
+    evidence: tuple[Evidence, ...] = ()
+    cause: str = ""
+    cures: tuple[Cure, ...] = ()
+    source: str = ""
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> list[str]:
+        first, last = self.when
+        lines = [
+            f"{self.code} {self.symptom} ({self.severity})",
+            f"  {self.message}",
+            f"  where     {shortened(self.where)}",
+            f"  when      step {first}" + (f" to {last}" if last != first else ""),
+        ]
+        lines += [f"  evidence  {self.evidence[0]}"] if self.evidence else []
+        lines += [f"            {item}" for item in self.evidence[1:]]
+        lines += [f"  cause     {self.cause}"] if self.cause else []
+        for number, cure in enumerate(self.cures):
+            lines.append(("  cures     " if number == 0 else "            ") + described(cure))
+        lines += [f"  more      evengrad explain {self.code}"]
+        return lines
+
+
+def described(cure: Cure) -> str:
+    """Say what a cure did in one line.
+
+    Example:
+        >>> described(Cure(treatment="Reinitialize", tried=True, before_decades=7.0, after_decades=0.2, removes=True))
+        'Reinitialize(): 7.0 -> 0.2 decades, symptom gone'
+    """
+    if cure.before_decades is None or cure.after_decades is None:
+        return f"{cure.label}: " + (f"not tried: {cure.change}" if cure.change else "not tried on this batch")
+    outcome = "symptom gone" if cure.removes else "symptom still there"
+    return f"{cure.label}: {cure.before_decades:.1f} -> {cure.after_decades:.1f} decades, {outcome}"
+
+
+def shortened(names: tuple[str, ...], most: int = 6) -> str:
+    """Join names, leaving out the middle of a long list.
+
+    Example:
+        >>> shortened(("a", "b", "c", "d", "e"), most=4)
+        'a, b, ... (1 more) ..., d, e'
+    """
+    if len(names) <= most:
+        return ", ".join(names) or "(model)"
+    half = most // 2
+    left_out = len(names) - 2 * half
+    return ", ".join((*names[:half], f"... ({left_out} more) ...", *names[-half:]))

@@ -1,0 +1,1 @@
+"""Readings of a model without changing it."""

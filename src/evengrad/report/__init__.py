@@ -1,0 +1,1 @@
+"""Stories as a page and in the terminal; never needs torch."""

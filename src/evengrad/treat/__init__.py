@@ -1,0 +1,1 @@
+"""Treatments: changed copies of a model or a task, in words and as code."""

@@ -1,0 +1,1 @@
+"""Paired trials and the verdict that they lead to."""
