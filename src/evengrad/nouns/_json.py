@@ -59,7 +59,7 @@ def from_json(kind: type[Noun], text: str, *, where: str) -> Noun:
 
 
 def _build(kind: Any, plain: Any) -> Any:
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(plain, dict):
             raise TypeError(f"{kind.__name__} from {type(plain).__name__}")
         hints = get_type_hints(kind)

@@ -1,1 +1,28 @@
 """Treatments: changed copies of a model or a task, in words and as code."""
+
+from evengrad.treat._abstract import AbstractTreatment, Treated
+from evengrad.treat._add_normalization import AddNormalization
+from evengrad.treat._add_residual import AddResidual, Residual
+from evengrad.treat._clip_gradients import ClipGradients
+from evengrad.treat._combined import Combined
+from evengrad.treat._make import ALL, make
+from evengrad.treat._reinitialize import Reinitialize
+from evengrad.treat._scale_learning_rate import ScaleLearningRate
+from evengrad.treat._swap_activation import SwapActivation
+from evengrad.treat._swap_optimizer import SwapOptimizer
+
+__all__ = [
+    "ALL",
+    "AbstractTreatment",
+    "AddNormalization",
+    "AddResidual",
+    "ClipGradients",
+    "Combined",
+    "Reinitialize",
+    "Residual",
+    "ScaleLearningRate",
+    "SwapActivation",
+    "SwapOptimizer",
+    "Treated",
+    "make",
+]

@@ -1,0 +1,107 @@
+"""Look at one batch: layers, findings, and which change removes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from evengrad.checkup._counterfactual import Patient, Progress, with_causes
+from evengrad.checkup._table import table
+from evengrad.diagnose import findings_of
+from evengrad.nouns import Finding, OptimizerError, Reading, Record
+from evengrad.probe import named_parameters, probe
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkup:
+    """What one batch showed; `print(checkup)` is the table of layers and the findings.
+
+    Args:
+        findings: The most severe first; empty for a healthy model.
+        record: The record that they were judged on, with one reading.
+    """
+
+    findings: tuple[Finding, ...]
+    record: Record
+
+    @property
+    def reading(self) -> Reading:
+        """The one reading of the record."""
+        return self.record.readings[0]
+
+    def __str__(self) -> str:
+        loss = self.reading.loss
+        head = f"loss {loss:.4g}, gradient norm {self.reading.total_norm:.3g}" if loss is not None else ""
+        said = "\n\n".join(str(finding) for finding in self.findings) or "no findings"
+        return f"{table(self.reading)}\n\n{head}\n\n{said}"
+
+
+def checkup(
+    model: nn.Module,
+    loss: Callable[[Any, Any], Tensor],
+    batch: Any,
+    optimizer: Optimizer | None = None,
+    *,
+    counterfactuals: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Checkup:
+    """Examine a model on one batch and leave it as found, to the bit.
+
+    One forward and one backward are watched layer by layer; every rule judges them. For each finding, candidate
+    treatments are applied to copies of the model and the batch is measured again: the finding then carries them ranked
+    by relief, and the smallest one that removes the symptom names the cause.
+
+    Args:
+        model: Any module with parameters, on any device, in the mode it should be examined in.
+        loss: `loss(model(input), target)`, a scalar.
+        batch: (input, target).
+        optimizer: If given, it is checked to hold parameters of this model; its learning rates go into the reading.
+        counterfactuals: Whether to try treatments on copies; without it a checkup is one forward and backward.
+        seed: Where the random numbers of the treatments come from.
+        progress: Called before each treatment that is tried.
+
+    Raises:
+        ModelError: The model has no parameters, or its forward raised.
+        OptimizerError: The optimizer holds no parameter of the model.
+        BatchError: The batch is not a pair, is empty or not finite, or its labels are out of range.
+        LossError: The loss is not a scalar tensor, has no graph, or raised.
+
+    Cost: about two training steps, and as many again for each treatment tried.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> layers = [layer for _ in range(12) for layer in (nn.Linear(8, 8), nn.Sigmoid())]
+        >>> _ = torch.manual_seed(0)
+        >>> batch = torch.randn(32, 8), torch.randn(32, 8)
+        >>> [finding.code for finding in checkup(nn.Sequential(*layers), nn.functional.mse_loss, batch).findings]
+        ['EG101']
+    """
+    record = replace(probe(model, loss, batch), source=type(model).__name__)
+    if optimizer is not None:
+        reading = replace(record.readings[0], lrs=_learning_rates(model, optimizer))
+        record = replace(record, readings=(reading,))
+    findings = findings_of(record)
+    if counterfactuals and findings:
+        patient = Patient(model=model, loss=loss, batch=batch, record=record, seed=seed)
+        findings = with_causes(findings, patient, progress=progress)
+    return Checkup(findings=findings, record=record)
+
+
+def _learning_rates(model: nn.Module, optimizer: Optimizer) -> tuple[float, ...]:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    names = named_parameters(model)
+    if not any(id(parameter) in held for parameter in names.values()):
+        raise OptimizerError(
+            type(optimizer).__name__,
+            came=f"{len(held)} parameters, none of them of this {type(model).__name__}",
+            wanted=f"the model's parameters, such as {next(iter(names))}",
+            advice="make the optimizer from model.parameters(), after the model is built and moved",
+        )
+    return tuple(float(group["lr"]) for group in optimizer.param_groups if "lr" in group)

@@ -1,0 +1,34 @@
+"""Every policy, and the one that a `clip=` argument means."""
+
+from evengrad.clip._by_global_norm import ByGlobalNorm
+from evengrad.clip._by_zscore import ByZScore
+from evengrad.clip._policy import AbstractPolicy
+from evengrad.nouns import SettingError
+
+ALL: tuple[type[AbstractPolicy], ...] = (
+    ByGlobalNorm,
+    ByZScore,
+)
+
+
+def policy_of(clip: object) -> AbstractPolicy:
+    """Return the policy that a `clip=` argument means.
+
+    Args:
+        clip: A policy, a number (the threshold of `ByGlobalNorm`), or None for the adaptive default `ByZScore()`.
+
+    Raises:
+        SettingError: It is none of these.
+
+    Example:
+        >>> policy_of(1.0)
+        ByGlobalNorm(max_norm=1.0, norm_type=2.0)
+    """
+    if clip is None:
+        return ByZScore()
+    if isinstance(clip, AbstractPolicy):
+        return clip
+    if isinstance(clip, int | float) and not isinstance(clip, bool):
+        return ByGlobalNorm(float(clip))
+    names = ", ".join(policy.__name__ for policy in ALL)
+    raise SettingError("clip", came=repr(clip), wanted=f"a policy ({names}), a positive number, or None")

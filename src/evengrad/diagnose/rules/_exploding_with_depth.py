@@ -1,0 +1,114 @@
+"""EG102: signal or gradient grows from layer to layer."""
+
+from math import ceil
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._profile import Stop, decades_between, finite_readings, stops
+from evengrad.nouns import Cure, Evidence, Reading, Record
+
+# As for EG101 and on the same measurement: networks that grow by 3 decades or more over their depth do not train at the
+# learning rates that suit their healthy twins; docs/decisions/0005.
+THRESHOLD_DECADES = 3.0
+FEWEST_LAYERS = 4
+
+
+@final
+class ExplodingWithDepth(AbstractRule):
+    """Exploding with depth: the signal grows from layer to layer, forwards or backwards.
+
+    Sees:
+        The root mean square of the activations of the weighted layers in the order of the forward pass, and the norm
+        of the loss gradient at their outputs in the order of the backward pass. The rule speaks when either grows by
+        1000 times (3 decades) over the network.
+
+    Hurts:
+        One learning rate cannot fit layers whose gradients differ a thousandfold: what moves the last layer throws
+        the first one away. The loss starts far too high, the first steps make it larger, and after a few of them it
+        is NaN.
+
+    Cure:
+        Weights scaled for the non-linearity (Reinitialize), normalisation between the layers (AddNormalization).
+        Clipping the gradients stops the blow-up but not the cause: the first steps then only undo the weights.
+
+    False alarms:
+        Networks of fewer than four weighted layers are not judged. Large inputs alone do not count: growth is
+        measured from the first quarter of them on. What small embeddings gain in the first normalisation stays below
+        the threshold.
+
+    Source:
+        Bengio, Simard and Frasconi 1994, doi:10.1109/72.279181; He et al. 2015, arXiv 1502.01852, section 2.2.
+    """
+
+    code: ClassVar[str] = "EG102"
+    symptom: ClassVar[str] = "exploding with depth"
+    source: ClassVar[str] = "He et al. 2015, Delving Deep into Rectifiers, arXiv 1502.01852"
+
+    def sign(self, reading: Reading, record: Record) -> Sign | None:
+        """Take the larger of the forward and the backward growth."""
+        path = stops(reading)
+        if len(path) < FEWEST_LAYERS or not finite_readings(reading.layers):
+            return None
+        forward, backward = _forward(path), _backward(path)
+        growth = max(forward[0], backward[0])
+        if growth < THRESHOLD_DECADES:
+            return Sign(decades=max(growth, 0.0))
+        what, start, end = ("activations", *forward[1:]) if forward[0] >= backward[0] else ("gradient", *backward[1:])
+        low, high = (
+            (start.activation_rms, end.activation_rms)
+            if what == "activations"
+            else (
+                start.grad_norm,
+                end.grad_norm,
+            )
+        )
+        verb = "grow" if what == "activations" else "grows on its way back"
+        names = tuple(stop.name for stop in path)
+        first, last = sorted((names.index(start.name), names.index(end.name)))
+        return Sign(
+            decades=growth,
+            speaks=True,
+            where=names[first : last + 1],
+            message=(
+                f"the {what} {verb} by {growth:.1f} decades from `{start.name}` ({low:.1e}) to `{end.name}` "
+                f"({high:.1e}), {growth / max(last - first, 1):.2f} per layer"
+            ),
+            evidence=(
+                Evidence(name=f"activation rms of {path[0].name}", value=path[0].activation_rms),
+                Evidence(name=f"activation rms of {path[-1].name}", value=path[-1].activation_rms),
+                Evidence(name=f"gradient norm at the output of {path[-1].name}", value=path[-1].grad_norm),
+                Evidence(name=f"gradient norm at the output of {path[0].name}", value=path[0].grad_norm),
+            ),
+        )
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose weights, then normalisation."""
+        return (
+            Cure(treatment="Reinitialize"),
+            Cure(treatment="Reinitialize", settings=(("data_driven", True),)),
+            Cure(treatment="AddNormalization"),
+            Cure(treatment="SwapActivation", settings=(("to", "tanh"),)),
+            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
+            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
+        )
+
+
+def _forward(path: tuple[Stop, ...]) -> tuple[float, Stop, Stop]:
+    """Measure the growth of the activations from the largest of the first quarter to the largest of all.
+
+    Not from the smallest: a signal that shrank and is made up again by biases has vanished, not exploded.
+    """
+    start = max(path[: ceil(len(path) / 4)], key=lambda stop: stop.activation_rms)
+    largest = max(path, key=lambda stop: stop.activation_rms)
+    if start.activation_rms == 0.0:
+        return 0.0, start, largest
+    return decades_between(start.activation_rms, largest.activation_rms), start, largest
+
+
+def _backward(path: tuple[Stop, ...]) -> tuple[float, Stop, Stop]:
+    """Find the largest growth of the gradient from the layers next to the loss back to an earlier one."""
+    at_loss = max(path[-3:], key=lambda stop: stop.grad_norm)
+    largest = max(path, key=lambda stop: stop.grad_norm)
+    if at_loss.grad_norm == 0.0:
+        return 0.0, at_loss, largest
+    return decades_between(at_loss.grad_norm, largest.grad_norm), at_loss, largest

@@ -1,0 +1,87 @@
+"""EG201: a module makes NaN or infinity out of finite inputs."""
+
+from math import isfinite
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
+
+
+@final
+class NonFiniteForward(AbstractRule):
+    """Non-finite forward: an activation is NaN or infinite.
+
+    Sees:
+        The outputs of all modules in the order of the forward pass. The first module whose output is not finite
+        although its inputs were is named: everything after it is a consequence.
+
+    Hurts:
+        The loss is NaN, so is every gradient, and one optimizer step later so is every weight. Nothing learnt so far
+        can be saved then except by a checkpoint.
+
+    Cure:
+        If the activations grew towards the module: weights (Reinitialize), normalisation (AddNormalization), a
+        bounded activation (SwapActivation). If it happened after some steps: a smaller learning rate
+        (ScaleLearningRate), clipped gradients (ClipGradients). If the module takes a logarithm, a root or a quotient:
+        keep its input away from zero.
+
+    False alarms:
+        A mask of minus infinity that is added to attention scores is finite again after the softmax; only outputs of
+        modules and of non-linearities are looked at, not every operation. A module that returns such a mask on
+        purpose would be named.
+
+    Source:
+        IEEE 754; Goodfellow, Bengio and Courville 2016, Deep Learning, section 4.1.
+    """
+
+    code: ClassVar[str] = "EG201"
+    symptom: ClassVar[str] = "non-finite forward"
+    source: ClassVar[str] = "Goodfellow, Bengio and Courville 2016, Deep Learning, section 4.1"
+
+    def sign(self, reading: Reading, record: Record) -> Sign | None:
+        """Find the first producer."""
+        bad = [layer for layer in reading.layers if not layer.output_finite]
+        if not reading.layers:
+            return None
+        if not bad:
+            return Sign(decades=0.0)
+        producer = next((layer for layer in bad if layer.input_finite), None)
+        where = (producer or bad[0]).name
+        reason = _reason(producer, where)
+        return Sign(
+            decades=WIDEST_DECADES,
+            speaks=True,
+            where=(where,),
+            message=f"{reason}; {len(bad)} of {len(reading.layers)} modules are not finite",
+            evidence=_evidence(reading.layers, bad[0], len(bad)),
+        )
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose what keeps activations bounded, then smaller steps."""
+        return (
+            Cure(treatment="Reinitialize"),
+            Cure(treatment="AddNormalization"),
+            Cure(treatment="SwapActivation", settings=(("to", "tanh"),)),
+            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
+            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
+        )
+
+
+def _reason(producer: LayerReading | None, where: str) -> str:
+    if producer is None:
+        return f"the input of `{where}`, the first module, is not finite: look at the data"
+    if producer.weight_norm is not None and not isfinite(producer.weight_norm):
+        return (
+            f"`{where}` ({producer.kind}) is the first module with a NaN or infinite output: its weights are, already"
+        )
+    return f"`{where}` ({producer.kind}) makes NaN or infinity out of a finite input, the first module to do so"
+
+
+def _evidence(layers: tuple[LayerReading, ...], first: LayerReading, count: int) -> tuple[Evidence, ...]:
+    before = layers[: layers.index(first)]
+    largest = max((layer.activation_absmax for layer in (*before, first)), default=0.0)
+    return (
+        Evidence(name="largest finite activation up to there", value=largest),
+        Evidence(name="modules with a non-finite output", value=float(count)),
+    )

@@ -1,0 +1,70 @@
+"""EG202: the gradient is NaN or infinite although the forward was finite."""
+
+from math import isfinite
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.nouns import Cure, Evidence, Reading, Record
+
+
+@final
+class NonFiniteGradient(AbstractRule):
+    """Non-finite gradient: a parameter's gradient is NaN or infinite.
+
+    Sees:
+        The gradient norm of every parameter at every step: it is finite exactly when the gradient is (or so large,
+        above 1e19, that its square overflows float32, which is no better). Where layers were sampled, the module at
+        whose output the gradient was last finite on its way back is named too. Steps with a non-finite forward
+        belong to EG201.
+
+    Hurts:
+        One step with such a gradient makes every weight NaN. Clipping does not help: it multiplies NaN by a number,
+        or everything else by zero.
+
+    Cure:
+        Skip the step (a guard does), then remove the reason: a logarithm, root or division at zero in the loss, a
+        slope that is infinite (sqrt at 0, norm of a zero vector), weights or learning rates so large that the product
+        of slopes overflows (Reinitialize, ScaleLearningRate, ClipGradients).
+
+    False alarms:
+        Under dynamic loss scaling an overflow now and then is how the scale is found; a guard that knows the scaler
+        leaves those steps out of the readings.
+
+    Source:
+        Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063; Micikevicius et al. 2018, arXiv 1710.03740, section 3.2.
+    """
+
+    code: ClassVar[str] = "EG202"
+    symptom: ClassVar[str] = "non-finite gradient"
+    source: ClassVar[str] = "Pascanu, Mikolov and Bengio 2013, On the difficulty of training recurrent neural networks"
+
+    def sign(self, reading: Reading, record: Record) -> Sign | None:
+        """List the parameters whose gradient norm is not finite."""
+        if not reading.grad_norms or any(not layer.output_finite for layer in reading.layers):
+            return None
+        count = sum(not isfinite(norm) for norm in reading.grad_norms)
+        if count == 0:
+            return Sign(decades=0.0)
+        names = record.parameters or tuple(f"parameter {index}" for index in range(len(reading.grad_norms)))
+        bad = tuple(name for name, norm in zip(names, reading.grad_norms, strict=False) if not isfinite(norm))
+        last_good = next((layer for layer in reading.layers if layer.grad_rms is not None and layer.grad_finite), None)
+        after = f"; it is finite at the output of `{last_good.name}` and not before it" if last_good else ""
+        spared = ", and the step was skipped" if reading.skipped else ""
+        return Sign(
+            decades=WIDEST_DECADES,
+            speaks=True,
+            where=bad,
+            severity="warning" if reading.skipped else "critical",
+            message=f"the gradient of {count} of {len(names)} parameters is NaN or infinite{after}{spared}",
+            evidence=(Evidence(name="parameters with a non-finite gradient", value=float(count)),),
+        )
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose smaller steps and bounded signals."""
+        return (
+            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
+            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
+            Cure(treatment="Reinitialize"),
+            Cure(treatment="AddNormalization"),
+        )

@@ -1,0 +1,78 @@
+"""EG302: saturating non-linearities driven to where they have no slope."""
+
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose.rules._dead_units import lost_decades
+from evengrad.nouns import Cure, Evidence, Reading, Record
+
+THRESHOLD_FRAC = 0.75
+
+
+@final
+class SaturatedUnits(AbstractRule):
+    """Saturated units: sigmoid, tanh and their kin driven to where they have no slope.
+
+    Sees:
+        For each module or function that is a saturating non-linearity the share of output elements that have kept
+        less than a twentieth of its largest slope (for tanh: beyond 0.975 in magnitude). The rule speaks when three
+        quarters have: that layer then halves the gradient at the least.
+
+    Hurts:
+        The gradient is multiplied by the slope. Layer by layer little is left, and the weights that drove the units
+        there cannot be pulled back.
+
+    Cure:
+        Smaller weights (Reinitialize), inputs of zero mean and unit variance, normalisation before the non-linearity
+        (AddNormalization), one that does not saturate (SwapActivation), a smaller learning rate if it happened
+        during training (ScaleLearningRate).
+
+    False alarms:
+        Gates inside recurrent modules are not looked at: they are meant to close. The output of a network is not
+        judged: a classifier that is sure of itself has a saturated sigmoid at its end.
+
+    Source:
+        Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks, section 3.
+    """
+
+    code: ClassVar[str] = "EG302"
+    symptom: ClassVar[str] = "saturated units"
+    source: ClassVar[str] = "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward networks"
+
+    def sign(self, reading: Reading, record: Record) -> Sign | None:
+        """Judge every saturating non-linearity that has a weighted layer after it."""
+        last_weighted = max((i for i, layer in enumerate(reading.layers) if layer.weighted), default=-1)
+        judged = [
+            (layer, layer.saturated_frac)
+            for layer in reading.layers[: last_weighted + 1]
+            if layer.saturated_frac is not None and layer.output_finite
+        ]
+        if not judged:
+            return None
+        worst, frac = max(judged, key=lambda item: item[1])
+        saturated = [layer for layer, share in judged if share >= THRESHOLD_FRAC]
+        if not saturated:
+            return Sign(decades=lost_decades(frac))
+        return Sign(
+            decades=lost_decades(frac),
+            speaks=True,
+            where=tuple(layer.name for layer in saturated),
+            severity="critical" if frac >= 0.99 else "warning",
+            message=(
+                f"{frac:.0%} of the outputs of `{worst.name}` ({worst.nonlinearity}) have lost 95 % of their slope; "
+                f"{len(saturated)} of {len(judged)} such layers are at {THRESHOLD_FRAC:.0%} or more"
+            ),
+            evidence=(
+                Evidence(name=f"saturated outputs of {worst.name}", value=100 * frac, unit="%"),
+                Evidence(name=f"activation rms of {worst.name}", value=worst.activation_rms),
+            ),
+        )
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose weights, normalisation, another activation, smaller steps."""
+        return (
+            Cure(treatment="Reinitialize"),
+            Cure(treatment="AddNormalization"),
+            Cure(treatment="SwapActivation", settings=(("to", "relu"),)),
+            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
+        )

@@ -1,0 +1,93 @@
+"""EG101: the gradient shrinks on its way to the first layers."""
+
+from math import ceil
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._profile import decades_between, finite_readings, stops
+from evengrad.nouns import Cure, Evidence, Reading, Record
+
+# Measured by benchmarks/thresholds.py: deep sigmoid, tanh and ReLU networks on digits with a drop of 3 decades or more
+# do not reach 90 % of the shallow network's accuracy, neither with SGD nor with Adam; docs/decisions/0005.
+THRESHOLD_DECADES = 3.0
+FEWEST_LAYERS = 4
+
+
+@final
+class VanishingWithDepth(AbstractRule):
+    """Vanishing with depth: the first layers get almost no gradient.
+
+    Sees:
+        The norm of the loss gradient at the output of each weighted layer, from the last layer back to the first.
+        The rule speaks when even the best-reached layer of the first quarter gets 1000 times less (3 decades) than
+        the layers next to the loss. Since the best-reached layer counts, a shortcut that carries the gradient to the
+        front keeps the rule silent.
+
+    Hurts:
+        All layers share one learning rate. A layer whose gradient is 1000 times smaller makes in a thousand steps
+        what the last layer makes in one. Adaptive optimizers rescale each gradient, but not below their epsilon, and
+        what they rescale is then mostly the noise of the batch.
+
+    Cure:
+        Weights scaled for the non-linearity (Reinitialize), a non-linearity that keeps its slope (SwapActivation),
+        normalisation between the layers (AddNormalization), shortcuts around them (AddResidual).
+
+    False alarms:
+        Networks of fewer than four weighted layers are not judged. A side branch at the front whose gate starts at
+        zero gets exactly no gradient and is left out of the profile. A network that has converged has small
+        gradients everywhere: the profile is relative, so that alone does not make the rule speak.
+
+    Source:
+        Hochreiter 1991, diploma thesis (in German); Bengio, Simard and Frasconi 1994, doi:10.1109/72.279181;
+        Glorot and Bengio 2010, section 4.
+    """
+
+    code: ClassVar[str] = "EG101"
+    symptom: ClassVar[str] = "vanishing with depth"
+    source: ClassVar[str] = "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward networks"
+
+    def sign(self, reading: Reading, record: Record) -> Sign | None:
+        """Compare the best-reached layer of the first quarter with the layers next to the loss."""
+        path = stops(reading)
+        if len(path) < FEWEST_LAYERS or not finite_readings(reading.layers):
+            return None
+        at_loss = max(stop.grad_norm for stop in path[-3:])
+        if at_loss == 0.0:
+            return None
+        best_in_front = max(stop.grad_norm for stop in path[: ceil(len(path) / 4)])
+        drop = decades_between(best_in_front, at_loss)
+        if drop < THRESHOLD_DECADES:
+            return Sign(decades=max(drop, 0.0))
+        starved: list[str] = []
+        for stop in path:
+            if decades_between(stop.grad_norm, at_loss) < THRESHOLD_DECADES:
+                break
+            starved.append(stop.name)
+        first, last = path[0], path[-1]
+        total = decades_between(first.grad_norm, at_loss)
+        return Sign(
+            decades=drop,
+            speaks=True,
+            where=tuple(starved),
+            message=(
+                f"on its way back from `{last.name}` to `{first.name}` the gradient shrinks by {total:.1f} decades "
+                f"({at_loss:.1e} to {first.grad_norm:.1e}), {total / (len(path) - 1):.2f} per layer; "
+                f"{len(starved)} of {len(path)} weighted layers cannot learn"
+            ),
+            evidence=(
+                Evidence(name=f"gradient norm at the output of {last.name}", value=last.grad_norm),
+                Evidence(name=f"gradient norm at the output of {first.name}", value=first.grad_norm),
+                Evidence(name="drop to the best-reached layer of the first quarter", value=drop, unit="decades"),
+            ),
+        )
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose weights, activation, normalisation, shortcuts."""
+        return (
+            Cure(treatment="Reinitialize"),
+            Cure(treatment="Reinitialize", settings=(("data_driven", True),)),
+            Cure(treatment="SwapActivation", settings=(("to", "relu"),)),
+            Cure(treatment="SwapActivation", settings=(("to", "tanh"),)),
+            Cure(treatment="AddNormalization"),
+            Cure(treatment="AddResidual"),
+        )

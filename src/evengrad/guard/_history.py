@@ -1,0 +1,81 @@
+"""The last steps as they were seen, turned into readings only when somebody asks."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from evengrad.guard._apply import Outcome
+from evengrad.nouns import Reading, Record
+
+WINDOW_STEPS = 1000
+WINDOW_NUMBERS = 4_000_000  # norms kept at most: 16 MB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One step before it becomes a reading: nothing copied, nothing converted."""
+
+    step: int
+    loss: Tensor | float | None
+    lrs: tuple[Any, ...]
+    outcome: Outcome | None
+
+    def reading(self, count: int | None = None) -> Reading:
+        """Convert; with the norms of the first `count` parameters."""
+        lrs = tuple(_number(lr) for lr in self.lrs)
+        loss = None if self.loss is None else _number(self.loss)
+        if self.outcome is None:
+            return Reading(step=self.step, loss=loss, lrs=lrs)
+        return Reading(
+            step=self.step,
+            loss=loss,
+            lrs=lrs,
+            grad_norms=tuple(self.outcome.norms_P[:count].tolist()),
+            total_norm=self.outcome.total,
+            scale=self.outcome.scale,
+            skipped=self.outcome.skipped,
+        )
+
+
+@final
+class History:
+    """A window over the last steps, bounded in steps and in memory."""
+
+    def __init__(self, count: int) -> None:
+        self._rows: deque[Row] = deque(maxlen=max(16, min(WINDOW_STEPS, WINDOW_NUMBERS // count)))
+
+    def append(self, row: Row) -> None:
+        """Keep a step and forget the oldest."""
+        self._rows.append(row)
+
+    def record(self, names: Sequence[str], dtype: str) -> Record:
+        """Convert the window; steps from before a parameter was added lack it and are padded with 0."""
+        readings = (row.reading() for row in self._rows)
+        return Record(
+            readings=tuple(_padded(reading, len(names)) for reading in readings),
+            parameters=tuple(names),
+            dtype=dtype,
+            source="guard",
+        )
+
+
+def rates(groups: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
+    """Take the learning rates; a copy where one is a tensor, which a scheduler changes in place."""
+    values = (group.get("lr", float("nan")) for group in groups)
+    return tuple(value.detach().clone() if isinstance(value, Tensor) else value for value in values)
+
+
+def _padded(reading: Reading, count: int) -> Reading:
+    missing = count - len(reading.grad_norms)
+    if not reading.grad_norms or not missing:
+        return reading
+    parts = {name: getattr(reading, name) for name in Reading.__dataclass_fields__}
+    return Reading(**{**parts, "grad_norms": reading.grad_norms + (0.0,) * missing})
+
+
+def _number(value: Tensor | float) -> float:
+    return float(value.detach().to("cpu", torch.float64).numpy().reshape(())) if isinstance(value, Tensor) else value

@@ -1,0 +1,186 @@
+"""One forward and one backward, watched, on copies of nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evengrad.nouns import BatchError, LossError, ModelError, Reading, Record
+from evengrad.probe._left_as_found import left_as_found
+from evengrad.probe._session import Session
+from evengrad.probe._statistics import norm
+
+
+def probe(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, *, step: int = 0) -> Record:
+    """Take a full reading of one batch: one forward, one backward, and everything left as found to the bit.
+
+    Gradients are computed beside the parameters' own (`torch.autograd.grad`), so `.grad` is not touched; buffers,
+    modes, hooks and random state are restored. The model runs in the mode that it is in, so dropout and batch
+    normalisation behave as they would in training if it is in training mode.
+
+    Args:
+        model: Any module with parameters. A compiled model runs eagerly here.
+        loss: `loss(model(input), target)`, a scalar.
+        batch: (input, target). An input that is a tuple is spread over the model's arguments, a mapping over its
+            keyword arguments.
+        step: The step number to write in the reading.
+
+    Returns:
+        A record of one reading with the layers in the order of the forward pass.
+
+    Raises:
+        ModelError: The model has no parameters, or its forward raised.
+        BatchError: The batch is not a pair, is empty or not finite, or its labels are out of range.
+        LossError: The loss is not a scalar tensor, has no graph, or raised.
+
+    Cost: one forward and backward and some ten passes over every activation; no copy of parameters or gradients.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> record = probe(model, nn.functional.mse_loss, (torch.zeros(3, 4), torch.ones(3, 2)))
+        >>> [layer.name for layer in record.readings[0].layers]
+        ['0', '1', '2']
+    """
+    parameters = named_parameters(model)
+    data, target = checked_batch(batch)
+    with left_as_found(model), torch.enable_grad(), Session(model) as session, torch.compiler.set_stance("force_eager"):
+        output = _forward(model, data)
+        value = _loss(loss, output, target)
+        trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
+        found = torch.autograd.grad(value, [*trained, *session.inputs], allow_unused=True)
+    gradients: dict[Tensor, Tensor | None] = dict(zip(trained, found, strict=False))
+    norms = _norms(parameters, gradients)
+    reading = Reading(
+        step=step,
+        loss=float(value.detach()),
+        grad_norms=norms,
+        total_norm=sum(one * one for one in norms) ** 0.5,
+        layers=session.readings(gradients),
+    )
+    dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
+    return Record(readings=(reading,), parameters=tuple(parameters), dtype=dtype)
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name every parameter, tied ones once.
+
+    Raises:
+        ModelError: There is none, or none that is trained.
+    """
+    parameters = {name.replace("_orig_mod.", ""): value for name, value in model.named_parameters()}
+    if not parameters:
+        raise ModelError("model", came=f"{type(model).__name__} without parameters", wanted="a model with parameters")
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ModelError(
+            "model",
+            came=f"{len(parameters)} parameters, none with requires_grad",
+            wanted="at least one parameter that is trained",
+            advice="call model.requires_grad_() or check which parts you froze",
+        )
+    return parameters
+
+
+def checked_batch(batch: Any) -> tuple[Any, Any]:
+    """Take a batch apart into input and target.
+
+    Raises:
+        BatchError: It is not a pair, or its tensors are empty or not finite.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        came = f"{type(batch).__name__}" + (f" of {len(batch)} items" if isinstance(batch, tuple | list) else "")
+        raise BatchError("batch", came=came, wanted="a pair (input, target)")
+    for part, value in zip(("input", "target"), batch, strict=True):
+        for tensor in _tensors(value):
+            _check_tensor(f"batch {part}", tensor)
+    return batch[0], batch[1]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in _tensors(item)]
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def _check_tensor(what: str, tensor: Tensor) -> None:
+    if tensor.numel() == 0:
+        raise BatchError(what, came=f"an empty tensor of shape {tuple(tensor.shape)}", wanted="at least one sample")
+    if tensor.is_floating_point() or tensor.is_complex():
+        bad = int((~torch.isfinite(tensor.detach())).sum())
+        if bad:
+            raise BatchError(
+                what,
+                came=f"{bad} of {tensor.numel()} values that are NaN or infinite",
+                wanted="finite numbers",
+                advice="look at how the data is read and scaled",
+            )
+
+
+def _forward(model: nn.Module, data: Any) -> Any:
+    try:
+        if isinstance(data, Mapping):
+            return model(**data)
+        return model(*data) if isinstance(data, tuple) and not hasattr(data, "_fields") else model(data)
+    except Exception as err:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(data)) or type(data).__name__
+        raise ModelError(
+            f"forward of {type(model).__name__}",
+            came=f"{type(err).__name__}: {err}"[:300],
+            wanted=f"an output for an input of shape {shapes}",
+        ) from err
+
+
+def _loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+    try:
+        value = loss(output, target)
+    except Exception as err:
+        _check_labels(output, target, err)
+        raise LossError(
+            "loss(output, target)",
+            came=f"{type(err).__name__}: {err}"[:300],
+            wanted=f"a scalar for an output of shape {_shape(output)} and a target of shape {_shape(target)}",
+        ) from err
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise LossError("loss(output, target)", came=came, wanted="a scalar tensor", advice="take the mean")
+    if not value.requires_grad:
+        raise LossError(
+            "loss(output, target)",
+            came="a loss without a graph",
+            wanted="a loss that depends on the parameters through differentiable operations",
+            advice="look for .detach(), .item(), argmax or torch.no_grad() between the model and the loss",
+        )
+    return value.reshape(())
+
+
+def _check_labels(output: Any, target: Any, cause: Exception) -> None:
+    """Say that labels are out of range where that is why the loss raised."""
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.ndim < 2:
+        return
+    if target.is_floating_point() or target.is_complex() or target.numel() == 0:
+        return
+    classes, low, high = output.shape[1], int(target.min()), int(target.max())
+    if low < 0 or high >= classes:
+        raise BatchError(
+            "batch target",
+            came=f"labels from {low} to {high}",
+            wanted=f"labels from 0 to {classes - 1}: the output has {classes} classes",
+        ) from cause
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _norms(parameters: Mapping[str, nn.Parameter], gradients: Mapping[Tensor, Tensor | None]) -> tuple[float, ...]:
+    """Gradient norm of each parameter, in one transfer; 0 where there is no gradient."""
+    norms = [norm([g] if (g := gradients.get(p)) is not None else []) for p in parameters.values()]
+    return tuple(torch.stack([one.to(norms[0]) for one in norms]).tolist())

@@ -1,0 +1,105 @@
+"""Statistics of one tensor as a short vector on its device: nothing here waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# A saturating non-linearity is called saturated where it keeps less than this share of its largest slope: a twentieth,
+# so that one such layer costs the gradient more than a decade.
+SLOPE_LEFT = 0.05
+
+# Relative slope (1 at the steepest point) from the output alone.
+RELATIVE_SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": lambda y: 4 * y * (1 - y),
+    "tanh": lambda y: 1 - y * y,
+    "softsign": lambda y: (1 - y.abs()) ** 2,
+    "hardsigmoid": lambda y: ((y > 0) & (y < 1)).to(y.dtype),
+    "hardtanh": lambda y: (y.abs() < y.abs().amax()).to(y.dtype),
+}
+
+ACTIVATION_FIELDS = ("output_finite", "activation_rms", "activation_absmax", "zero_frac", "dead_frac", "saturated_frac")
+GRADIENT_FIELDS = ("grad_finite", "grad_rms")
+
+
+def precise(device: torch.device) -> torch.dtype:
+    """Give the widest floating-point type that the device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Detach, take real parts and imaginary parts alike, and widen to at least float32."""
+    tensor = tensor.detach()
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def rms(tensor: Tensor) -> Tensor:
+    """Root mean square over the finite elements, scaled by the largest one so that its square cannot overflow."""
+    if tensor.numel() == 0:
+        return tensor.new_zeros(())
+    finite = torch.isfinite(tensor)
+    values = torch.where(finite, tensor, 0.0)
+    largest = values.abs().amax().clamp_min(torch.finfo(tensor.dtype).tiny)
+    return largest * ((values / largest).square().sum() / finite.sum().clamp_min(1)).sqrt()
+
+
+def activation_vector(output: Tensor, *, unit_dim: int, nonlinearity: str | None) -> Tensor:
+    """Measure an output tensor.
+
+    Args:
+        output: Any floating-point or complex shape.
+        unit_dim: The dimension that counts units; the others are observations.
+        nonlinearity: The saturating non-linearity that made it, if any.
+
+    Returns:
+        Vector in the order of `ACTIVATION_FIELDS`; the saturated fraction is NaN where nothing saturates.
+
+    Cost: about eight passes over the output, on sampled steps only.
+    """
+    values = wide(output)
+    if values.numel() == 0:
+        return values.new_tensor([1.0, 0.0, 0.0, 0.0, 0.0, float("nan")], dtype=precise(values.device))
+    finite = torch.isfinite(values)
+    zero = values == 0
+    absmax = torch.where(finite, values, 0.0).abs().amax()
+    observation_dims = [dim for dim in range(values.ndim) if dim != unit_dim % max(values.ndim, 1)]
+    dead = zero.all(dim=tuple(observation_dims)) if observation_dims else zero
+    saturated = _saturated_frac(values, nonlinearity)
+    parts = [finite.all(), rms(values), absmax, zero.float().mean(), dead.float().mean(), saturated]
+    return torch.stack([part.to(precise(values.device)) for part in parts])
+
+
+def _saturated_frac(values: Tensor, nonlinearity: str | None) -> Tensor:
+    slope = RELATIVE_SLOPES.get(nonlinearity or "")
+    if slope is None:
+        return values.new_full((), float("nan"))
+    return (slope(values) < SLOPE_LEFT).float().mean()
+
+
+def gradient_vector(gradient: Tensor) -> Tensor:
+    """Measure a gradient: a vector in the order of `GRADIENT_FIELDS`."""
+    values = wide(gradient)
+    parts = [torch.isfinite(values).all(), rms(values)]
+    return torch.stack([part.to(precise(values.device)) for part in parts])
+
+
+def time_profile(gradient: Tensor, *, time_dim: int) -> Tensor:
+    """Root mean square of a gradient at each step of `time_dim`: shape (steps,)."""
+    values = wide(gradient).movedim(time_dim, 0).flatten(1)
+    largest = values.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    return (largest.squeeze(1) * (values / largest).square().mean(dim=1).sqrt()).to(precise(values.device))
+
+
+def norm(tensors: list[Tensor]) -> Tensor:
+    """Norm of several tensors together, 0-d; the squares of large float32 values do not overflow."""
+    if not tensors:
+        return torch.zeros(())
+    device = tensors[0].device
+    squares = [wide(tensor).to(precise(tensor.device)).square().sum() for tensor in tensors]
+    return torch.stack([square.to(device) for square in squares]).sum().sqrt()

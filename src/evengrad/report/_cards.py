@@ -1,0 +1,134 @@
+"""Findings as cards: what both outputs show of a finding, cleaned and in the order of reading."""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+from evengrad.nouns import Cure, Finding
+from evengrad.report import _clean
+from evengrad.report._words import decades, finite, number
+
+MOST_FINDINGS = 200
+_MOST_PLACES = 8
+_MOST_EVIDENCE = 30
+_MOST_CURES = 20
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CureRow:
+    """A cure: its label, the symptom before and after as text and as shares of the longest bar, and what it did."""
+
+    label: str
+    tried: bool
+    removes: bool
+    before: str
+    after: str
+    before_frac: float
+    after_frac: float
+    outcome: str
+    change: str
+    code: str
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """A finding in words."""
+
+    code: str
+    symptom: str
+    severity: str
+    message: str
+    where: tuple[str, ...]
+    where_left_out: int
+    when: str
+    size: str
+    evidence: tuple[tuple[str, str], ...]
+    cause: str
+    cures: tuple[CureRow, ...]
+    left_out: str
+    source: str
+
+    @property
+    def places(self) -> str:
+        """The places on one line."""
+        if not self.where_left_out:
+            return ", ".join(self.where) or "(model)"
+        half = len(self.where) // 2
+        return ", ".join((*self.where[:half], f"... ({self.where_left_out} more) ...", *self.where[half:]))
+
+
+def cards_of(findings: tuple[Finding, ...]) -> tuple[Card, ...]:
+    """Make the cards of the first findings."""
+    return tuple(_card(finding) for finding in findings[:MOST_FINDINGS])
+
+
+def _card(finding: Finding) -> Card:
+    first, last = finding.when
+    places = finding.where
+    if len(places) > _MOST_PLACES:
+        places = (*places[: _MOST_PLACES // 2], *places[-_MOST_PLACES // 2 :])
+    return Card(
+        code=_clean.name(finding.code),
+        symptom=_clean.name(finding.symptom),
+        severity=_clean.name(finding.severity),
+        message=_clean.sentence(finding.message),
+        where=tuple(_clean.name(place) for place in places),
+        where_left_out=len(finding.where) - len(places),
+        when=f"step {first}" + (f" to {last}" if last != first else ""),
+        size=f"{decades(finding.decades)} decades" if finding.decades else "",
+        evidence=tuple(
+            (_clean.name(item.name), f"{number(item.value)} {_clean.name(item.unit)}".strip())
+            for item in finding.evidence[:_MOST_EVIDENCE]
+        ),
+        cause=_clean.sentence(finding.cause),
+        cures=_cure_rows(finding.cures[:_MOST_CURES]),
+        left_out=_left_out(finding),
+        source=_clean.sentence(finding.source),
+    )
+
+
+def _left_out(finding: Finding) -> str:
+    gone = [
+        f"{have - most} more {thing}"
+        for have, most, thing in (
+            (len(finding.evidence), _MOST_EVIDENCE, "numbers"),
+            (len(finding.cures), _MOST_CURES, "cures"),
+        )
+        if have > most
+    ]
+    return f"{' and '.join(gone)} not shown" if gone else ""
+
+
+def _cure_rows(cures: tuple[Cure, ...]) -> tuple[CureRow, ...]:
+    sizes = finite([size for cure in cures for size in (cure.before_decades, cure.after_decades)])
+    longest = max(map(abs, sizes), default=0.0) or 1.0
+    return tuple(_cure_row(cure, longest) for cure in cures)
+
+
+def _cure_row(cure: Cure, longest: float) -> CureRow:
+    compared = cure.before_decades is not None and cure.after_decades is not None
+    outcome = "not tried on this batch"
+    if compared:
+        outcome = "symptom gone" if cure.removes else "symptom still there"
+    elif cure.change:
+        outcome = "could not be tried" if cure.tried else "not tried"
+    return CureRow(
+        label=_clean.name(cure.label),
+        tried=compared,
+        removes=cure.removes and compared,
+        before=decades(cure.before_decades) if compared else "",
+        after=decades(cure.after_decades) if compared else "",
+        before_frac=_share(cure.before_decades, longest),
+        after_frac=_share(cure.after_decades, longest),
+        outcome=outcome,
+        change=_clean.sentence(cure.change),
+        code=_clean.code(cure.code),
+    )
+
+
+def _share(size: float | None, longest: float) -> float:
+    if size is None or math.isnan(size):
+        return 0.0
+    return min(1.0, max(0.0, abs(size) / longest))

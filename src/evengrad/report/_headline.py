@@ -1,0 +1,90 @@
+"""The first thing to be read: badge, tiles and gaps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from evengrad.nouns import Finding, Story
+from evengrad.report._words import counted, decades, mean, number
+
+TONES = {
+    "cured": "good",
+    "improved": "fair",
+    "not cured": "bad",
+    "was not sick": "good",
+    "cannot be cured by a tool": "warn",
+}
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """One number of the summary."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+def badge(story: Story) -> tuple[str, str]:
+    """Give the badge's words and its tone: `good`, `fair`, `warn` or `bad`."""
+    if story.verdict is not None:
+        return story.verdict.outcome, TONES.get(story.verdict.outcome, "warn")
+    if not story.findings:
+        return "no findings", "good"
+    return counted(len(story.findings), "finding"), "bad" if _critical(story.findings) else "warn"
+
+
+def tiles(story: Story) -> tuple[Tile, ...]:
+    """Give the numbers that a reader in a hurry wants."""
+    critical = _critical(story.findings)
+    kinds = f"{critical} critical, {len(story.findings) - critical} warning" if story.findings else "nothing to report"
+    found = [Tile(name="Findings", value=str(len(story.findings)), detail=kinds)]
+    verdict = story.verdict
+    if verdict is not None and (verdict.metric_before or verdict.metric_after):
+        found.append(_change("Metric", verdict.metric_before, verdict.metric_after, number))
+    if verdict is not None and (verdict.symptoms_before or verdict.symptoms_after):
+        found.append(_change("Symptom, decades", verdict.symptoms_before, verdict.symptoms_after, decades))
+    elif any(finding.decades for finding in story.findings):
+        worst = max(story.findings, key=lambda finding: finding.decades)
+        found.append(Tile(name="Largest symptom", value=decades(worst.decades), detail=f"decades, {worst.symptom}"))
+    if story.trials:
+        seeds = len({trial.seed for trial in story.trials})
+        seconds = sum(trial.duration_s for trial in story.trials)
+        found.append(
+            Tile(
+                name="Trials", value=str(len(story.trials)), detail=f"{counted(seeds, 'seed')}, {seconds:.0f} s in all"
+            )
+        )
+    return tuple(found)
+
+
+def headline_of(findings: tuple[Finding, ...], steps: int) -> str:
+    """Say the result of a plain run.
+
+    Example:
+        >>> headline_of((), 500)
+        'No findings in 500 steps'
+    """
+    if not steps:
+        return "No steps were recorded"
+    if not findings:
+        return f"No findings in {counted(steps, 'step')}"
+    named = [f"{finding.symptom} ({finding.severity})" for finding in findings[:5]]
+    more = f", and {len(findings) - 5} more" if len(findings) > 5 else ""
+    return f"{counted(len(findings), 'finding')} in {counted(steps, 'step')}: {', '.join(named)}{more}"
+
+
+def _change(
+    name: str,
+    before: tuple[float | None, ...],
+    after: tuple[float | None, ...],
+    written: Callable[[float | None], str],
+) -> Tile:
+    failed = sum(1 for value in (*before, *after) if value is None)
+    detail = f"mean of {counted(max(len(before), len(after)), 'seed')}" + (f", {failed} failed" if failed else "")
+    return Tile(name=name, value=f"{written(mean(before))} → {written(mean(after))}", detail=detail)
+
+
+def _critical(findings: tuple[Finding, ...]) -> int:
+    return sum(1 for finding in findings if finding.severity == "critical")

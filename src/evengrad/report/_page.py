@@ -1,0 +1,256 @@
+"""Turn a story into one HTML file that needs nothing but itself."""
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, final
+
+from jinja2 import Environment, StrictUndefined
+
+from evengrad.nouns import HeatMap, RunLogError, Story
+from evengrad.report import _clean
+from evengrad.report._cards import MOST_FINDINGS, cards_of
+from evengrad.report._colours import BAD, CIVIDIS, ZERO
+from evengrad.report._figures import Figure, heat_map_figure, loss_figure
+from evengrad.report._grid import Grid, grid_of, pooled
+from evengrad.report._headline import badge, tiles
+from evengrad.report._labels import short_labels
+from evengrad.report._lines import MOST_CURVES, Line, lines_of
+from evengrad.report._results import MOST_TRIALS, proof_of, spread_rows, trial_rows
+from evengrad.report._static import Bar, Chart, Picture, bars_of, chart_of, picture_of, spark
+from evengrad.report._tables import Table, heat_map_table, loss_table
+
+MOST_HEAT_MAPS = 12
+_MOST_LINES = 500  # changes, facts, notes
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Heat:
+    title: str
+    caption: str
+    table: Table
+    picture: Picture | None
+    bars: tuple[Bar, ...]
+    figure: int | None
+    low: float
+    high: float
+    has_zero: bool
+    has_bad: bool
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Loss:
+    chart: Chart
+    table: Table
+    figure: int
+    groups: tuple[str, ...]
+    has_breaks: bool
+
+
+def page(story: Story) -> str:
+    """Write a story as one HTML page that opens offline.
+
+    The page asks the network for nothing and forbids itself to: a content security policy lets run only the two scripts
+    inside it, by their hashes. Plots are images first and become interactive when JavaScript is on; the numbers behind
+    each plot are a table. Every string of the story is shown as text: markup is escaped, control characters are made
+    visible, names longer than 300 characters lose their middle.
+
+    Args:
+        story: What to show. At most 200 findings, 1000 trials, 60 curves and 12 heat maps are shown, and the page says
+            how many were left out. A heat map is pooled to 300 layers by 600 steps by the largest of each block.
+
+    Returns:
+        The page, about 2 MB where there is a plot (plotly's own script, compressed), about 30 kB where there is none.
+
+    Raises:
+        SettingError: A heat map or a curve has not one value per step.
+
+    Cost: About half a second, of which plotly's script takes 0.2 s the first time; a heat map of the full 300 by 600
+        adds 0.6 s and 1.3 MB.
+
+    Example:
+        >>> html = page(Story(title="a run", headline="No findings in 500 steps"))
+        >>> "No findings in 500 steps" in html, "<script src" in html
+        (True, False)
+    """
+    figures: list[Figure] = []
+    heats = _heats(story.heat_maps[:MOST_HEAT_MAPS], figures)
+    loss = _loss(lines_of(story.curves), figures)
+    script, plotly = _text("_page.js"), _plotly() if figures else None
+    badge_words, badge_tone = badge(story)
+    context: dict[str, Any] = {
+        "badge_words": _clean.name(badge_words),
+        "badge_tone": badge_tone,
+        "tiles": tiles(story),
+        "cards": cards_of(story.findings),
+        "heats": heats,
+        "loss": loss,
+        "proof": proof_of(story.verdict) if story.verdict else None,
+        "trials": trial_rows(story.trials),
+        "spreads": spread_rows(story.trials),
+        "left_out": _left_out(story),
+        "spark": spark,
+        "policy": _policy([script] + ([plotly[0]] if plotly else [])),
+        "style": _text("_page.css"),
+        "script": script,
+        "plotly": plotly[1] if plotly else "",
+        "figures": _json(figures),
+        "scale": ", ".join(CIVIDIS),
+        "zero_colour": ZERO,
+        "bad_colour": BAD,
+    }
+    return str(_template().render(_words(story) | context))
+
+
+def write(story: Story, path: str | Path) -> Path:
+    """Write the page of a story to a file, whole or not at all.
+
+    Args:
+        story: What to show.
+        path: The file; an old one is replaced. Its folder must exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        RunLogError: The file cannot be written there.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise RunLogError(
+            str(target), came="a folder that does not exist", wanted="an existing folder", advice="make it first"
+        )
+    if target.is_dir():
+        raise RunLogError(str(target), came="a folder", wanted="the name of a file", advice="add report.html to it")
+    text = page(story)
+    draft = target.with_name(f".{target.name[:100]}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+        draft.replace(target)
+    except OSError as err:
+        raise RunLogError(str(target), came=f"{type(err).__name__}: {err}", wanted="a place to write to") from err
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def _words(story: Story) -> dict[str, Any]:
+    return {
+        "title": _clean.name(story.title),
+        "headline": _clean.sentence(story.headline),
+        "notes": [_clean.sentence(note) for note in story.notes[:_MOST_LINES]],
+        "changes": [_clean.sentence(change) for change in story.changes[:_MOST_LINES]],
+        "facts": [(_clean.name(fact), _clean.sentence(value)) for fact, value in story.facts[:_MOST_LINES]],
+        "code": _clean.code(story.code),
+    }
+
+
+def _heats(heat_maps: tuple[HeatMap, ...], figures: list[Figure]) -> list[_Heat]:
+    grids = [pooled(grid_of(heat_map)) for heat_map in heat_maps]
+    grids = [grid for grid in grids if grid.norm_LT.size]
+    ranges = [grid.range_decades for grid in grids if (~(grid.bad_LT | grid.zero_LT)).any()]
+    low = min((first for first, _ in ranges), default=0.0)  # one scale for all, so that before and after compare
+    high = max((last for _, last in ranges), default=1.0)
+    return [_heat(grid, (low, max(high, low + 0.5)), figures) for grid in grids]
+
+
+def _heat(grid: Grid, limits: tuple[float, float], figures: list[Figure]) -> _Heat:
+    low, high = limits
+    single = len(grid.steps) == 1
+    if not single:
+        figures.append(heat_map_figure(grid, low, high))
+    return _Heat(
+        title=_clean.name(grid.title),
+        caption=_caption(grid),
+        table=heat_map_table(grid),
+        picture=None if single else picture_of(grid, low, high),
+        bars=bars_of(grid, low, high) if single else (),
+        figure=None if single else len(figures) - 1,
+        low=low,
+        high=high,
+        has_zero=bool(grid.zero_LT.any()),
+        has_bad=bool(grid.bad_LT.any()),
+    )
+
+
+def _caption(grid: Grid) -> str:
+    words = [f"{len(grid.rows)} rows, first layer at the top; "]
+    if len(grid.steps) == 1:
+        words.append(f"step {grid.steps[0]}; bars on a logarithmic scale.")
+    else:
+        words.append(f"steps {grid.steps[0]} to {grid.steps[-1]}; colour is the logarithm of the gradient norm.")
+    if grid.rows_each > 1 or grid.steps_each > 1:
+        words.append(f" Each cell is the largest of up to {grid.rows_each} layers and {grid.steps_each} sampled steps.")
+    said = short_labels(grid.rows)[1] if len(grid.steps) > 1 else ""
+    return "".join(words) + (f" Not repeated on the axis: {said}." if said else "")
+
+
+def _loss(lines: list[Line], figures: list[Figure]) -> _Loss | None:
+    if not lines:
+        return None
+    figures.append(loss_figure(lines))
+    return _Loss(
+        chart=chart_of(lines),
+        table=loss_table(lines),
+        figure=len(figures) - 1,
+        groups=tuple(dict.fromkeys(line.group for line in lines)),
+        has_breaks=any(line.breaks for line in lines),
+    )
+
+
+def _left_out(story: Story) -> dict[str, int]:
+    return {
+        "findings": max(0, len(story.findings) - MOST_FINDINGS),
+        "trials": max(0, len(story.trials) - MOST_TRIALS),
+        "curves": max(0, len(story.curves) - MOST_CURVES),
+        "heat_maps": max(0, len(story.heat_maps) - MOST_HEAT_MAPS),
+    }
+
+
+def _json(figures: list[Figure]) -> str:
+    """Write figures so that nothing in them can end the script element: every `<`, `>` and `&` is an escape."""
+    text = json.dumps(figures, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _policy(scripts: list[str]) -> str:
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _plotly() -> tuple[str, str]:
+    """Give plotly's script, and the same compressed as base64."""
+    from plotly.offline import get_plotlyjs  # half a second that a page without plots does not need
+
+    source = str(get_plotlyjs())
+    return source, base64.b64encode(gzip.compress(source.encode(), 9, mtime=0)).decode()
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+    )
+    return environment.from_string(_text("_page.html.jinja"))
+
+
+def _visible(value: object) -> object:
+    """Catch control characters once more where a template writes a string."""
+    return _clean.with_lines(value) if type(value) is str else value
+
+
+def _text(name: str) -> str:
+    return files("evengrad.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,258 @@
+"""Tell a story in the terminal, or in any file that takes plain text."""
+
+import io
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from rich.box import ROUNDED, SIMPLE
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from evengrad.nouns import Story
+from evengrad.report import _clean
+from evengrad.report._blocks import BAD, ZERO, bar, heat_rows, sparkline
+from evengrad.report._cards import MOST_FINDINGS, Card, CureRow, cards_of
+from evengrad.report._grid import Grid, grid_of
+from evengrad.report._headline import badge
+from evengrad.report._labels import short_labels
+from evengrad.report._lines import MOST_CURVES, Line, lines_of, logarithmic
+from evengrad.report._results import MOST_TRIALS, Proof, SeedRow, proof_of, spread_rows, trial_rows
+from evengrad.report._words import finite, number
+
+_TONES = {"good": "bold green", "fair": "bold blue", "warn": "bold yellow", "bad": "bold red"}
+_NARROWEST, _WIDEST = 40, 160
+_LONGEST_LABEL = 28
+
+
+def text(story: Story, *, width: int | None = None, colour: bool = False) -> str:
+    """Tell a story as text: the same findings, plots, trials and code as the page.
+
+    Names are never read as rich markup, and control characters in them are made visible.
+
+    Args:
+        story: What to tell; no more findings, trials and curves are shown than on the page.
+        width: Characters of a line; None for the terminal's, between 40 and 160.
+        colour: Whether to colour it with escape sequences.
+
+    Raises:
+        SettingError: A heat map or a curve has not one value per step.
+
+    Cost: About 0.1 s; a second for 200 findings and 1000 trials.
+
+    Example:
+        >>> print(text(Story(title="a run", headline="No findings in 500 steps"), width=60))
+        a run
+         no findings  No findings in 500 steps
+        <BLANKLINE>
+    """
+    wanted = shutil.get_terminal_size((100, 24)).columns if width is None else width
+    console = Console(
+        file=io.StringIO(),
+        width=min(_WIDEST, max(_NARROWEST, wanted)),
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        no_color=not colour,
+        legacy_windows=False,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    with console.capture() as capture:
+        for part in _parts(story, console.width):
+            console.print(part)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _parts(story: Story, width: int) -> Iterable[RenderableType]:
+    words, tone = badge(story)
+    yield Text(_clean.name(story.title), style="bold")
+    yield Text.assemble((f" {_clean.name(words)} ", f"{_TONES[tone]} reverse"), " ", _clean.sentence(story.headline))
+    for note in story.notes:
+        yield Text(f"note: {_clean.sentence(note)}", style="yellow")
+    if story.findings:
+        yield _head("Findings")
+        yield from (_card(card) for card in cards_of(story.findings))
+        yield from _cut(len(story.findings) - MOST_FINDINGS, "findings")
+    yield from _heat_parts([grid_of(heat_map) for heat_map in story.heat_maps], width)
+    yield from _loss_parts(lines_of(story.curves), width)
+    yield from _cut(len(story.curves) - MOST_CURVES, "curves")
+    if story.verdict is not None:
+        yield from _verdict_parts(proof_of(story.verdict))
+    if story.trials:
+        yield from _trial_parts(story)
+    if story.changes or story.code:
+        yield _head("The cure")
+        yield from (Text(f"- {_clean.sentence(change)}") for change in story.changes)
+        yield Padding(Text(_clean.code(story.code)), (1 if story.changes and story.code else 0, 0, 0, 2))
+    if story.facts:
+        yield _head("Facts")
+        yield _pairs((_clean.name(fact), _clean.sentence(value)) for fact, value in story.facts)
+
+
+def _head(title: str) -> Group:
+    return Group(Text(""), Rule(Text(title, style="bold"), align="left", style="dim"))
+
+
+def _cut(count: int, thing: str) -> Iterable[Text]:
+    if count > 0:
+        yield Text(f"{count} more {thing} are not shown here.", style="dim")
+
+
+def _pairs(pairs: Iterable[tuple[str, RenderableType]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", max_width=34)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        grid.add_row(Text(name), Text(value) if isinstance(value, str) else value)
+    return grid
+
+
+def _card(card: Card) -> Panel:
+    colour = "red" if card.severity == "critical" else "yellow"
+    rows: list[tuple[str, RenderableType]] = [("where", card.places), ("when", card.when)]
+    rows += [("size", card.size)] if card.size else []
+    rows += [("evidence" if at == 0 else "", f"{what}: {value}") for at, (what, value) in enumerate(card.evidence)]
+    rows += [("cause", Text(card.cause, style="bold"))] if card.cause else []
+    rows += [("cures" if at == 0 else "", _cure(cure)) for at, cure in enumerate(card.cures)]
+    rows += [("", card.left_out)] if card.left_out else []
+    rows += [("source", card.source)] if card.source else []
+    rows += [("more", f"evengrad explain {card.code}")]
+    title = Text.assemble((card.code, "bold"), f" {card.symptom} ", (f"({card.severity})", colour))
+    return Panel(
+        Group(Text(card.message), Text(""), _pairs(rows)),
+        title=title,
+        title_align="left",
+        box=ROUNDED,
+        border_style=colour,
+    )
+
+
+def _cure(cure: CureRow) -> Group:
+    lines = [Text(cure.label)]
+    if cure.tried:
+        before, after = (bar(share, full_decades=1.0, width=12) for share in (cure.before_frac, cure.after_frac))
+        style = "green" if cure.removes else ""
+        lines.append(Text.assemble(f"  {before} ", f"{cure.before} → {cure.after} decades, ", (cure.outcome, style)))
+        lines.append(Text(f"  {after}"))
+    else:
+        lines.append(Text(f"  {cure.outcome}", style="dim"))
+    lines += [Text(f"  {cure.change}", style="dim")] if cure.change else []
+    return Group(*lines)
+
+
+def _heat_parts(grids: Sequence[Grid], width: int) -> Iterable[RenderableType]:
+    grids = [grid for grid in grids if grid.norm_LT.size]
+    ranges = [grid.range_decades for grid in grids if (~(grid.bad_LT | grid.zero_LT)).any()]
+    low, high = min((low for low, _ in ranges), default=0.0), max((high for _, high in ranges), default=1.0)
+    if grids:
+        yield _head("Gradient size by layer and step")
+    for whole in grids:
+        yield Text(f"{_clean.name(whole.title)}, steps {whole.steps[0]} to {whole.steps[-1]}", style="bold")
+        label = max(8, min(_LONGEST_LABEL, width // 4))
+        labels, said = short_labels(whole.rows)
+        yield from [Text(said, style="dim")] if said else []
+        grid = replace(whole, rows=labels)
+        rows = heat_rows(grid, low, high, columns=max(8, min(60, width - label - 24)))
+        table = Table.grid(padding=(0, 1))
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, style="dim")
+        for name, blocks, norms in rows:
+            known = finite(norms)
+            ends = f"{min(known):.1e} to {max(known):.1e}" if known else "nothing finite"
+            table.add_row(Text(_clean.tick(name, label)), _blocks(blocks), Text(ends))
+        yield table
+        yield from _cut(len(grid.rows) - len(rows), "rows")
+    if grids:
+        yield Text(f"▁ 10^{low:.1f} to █ 10^{high:.1f}, {ZERO} exactly zero, {BAD} not finite", style="dim")
+
+
+def _blocks(blocks: str) -> Text:
+    drawn = Text(blocks, style="cyan")
+    drawn.highlight_regex(f"[{BAD}]+", "bold red")
+    return drawn
+
+
+def _loss_parts(lines: Sequence[Line], width: int) -> Iterable[RenderableType]:
+    if not lines:
+        return
+    log = logarithmic(lines)
+    known = finite([value for line in lines for value in line.values])
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    yield _head("Loss before and after" if any(line.group == "after" for line in lines) else "Loss")
+    label = max(8, min(_LONGEST_LABEL, width // 4))
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim", overflow="fold")
+    for line in lines:
+        label_words = line.label if line.group in line.label or line.group == "run" else f"{line.group}: {line.label}"
+        drawn = sparkline(_scaled(line, log), *_limits(low, high, log), width=max(8, min(60, width - label - 32)))
+        broken = "".join(f", {what} from step {step}" for step, _, what in line.breaks[:1])
+        table.add_row(
+            Text(_clean.tick(label_words, label)),
+            _blocks(drawn),
+            Text(f"{number(line.full[0])} to {number(line.full[-1])}{broken}"),
+        )
+    yield table
+    scale = "logarithmic" if log else "linear"
+    yield Text(f"▁ {number(low)} to █ {number(high)}, {scale}, {BAD} not finite", style="dim")
+
+
+def _scaled(line: Line, log: bool) -> list[float | None]:
+    return [_limits(value, value, log)[0] if value is not None else None for value in line.values]
+
+
+def _limits(low: float, high: float, log: bool) -> tuple[float, float]:
+    return (math.log10(low), math.log10(high)) if log else (low, high)
+
+
+def _verdict_parts(proof: Proof) -> Iterable[RenderableType]:
+    yield _head("Verdict")
+    yield Text(f"{proof.outcome}: {proof.message}" if proof.message else proof.outcome, style="bold")
+    if proof.label:
+        yield Text(f"treatment: {proof.label}")
+    if proof.seeds:
+        table = _table("seed", ">metric before", ">after", ">difference", ">symptom before", ">after")
+        for row in proof.seeds:
+            table.add_row(*_seed(row))
+        table.add_row(*_seed(proof.mean), style="bold")
+        spreads = (proof.spread_before, proof.spread_after, "", proof.symptom_spread_before, proof.symptom_spread_after)
+        table.add_row("min to max", *map(Text, spreads))
+        yield table
+
+
+def _seed(row: SeedRow) -> list[Text]:
+    cells = (row.seed, row.before, row.after, row.difference, row.symptom_before, row.symptom_after)
+    return [Text(cell) for cell in cells]
+
+
+def _trial_parts(story: Story) -> Iterable[RenderableType]:
+    yield _head("Trials")
+    table = _table("treatment", "stage", ">trials", ">failed", ">metric", ">min to max", ">decades", ">min to max")
+    for group in spread_rows(story.trials):
+        cells = (group.label, group.stage, str(group.trials), str(group.failed), group.metric_mean)
+        table.add_row(*map(Text, (*cells, group.metric_spread, group.symptom_mean, group.symptom_spread)))
+    yield table
+    table = _table(
+        "treatment", ">seed", "stage", ">steps", ">metric", ">decades", "findings", ">seconds", "ended early"
+    )
+    for row in trial_rows(story.trials):
+        cells = (row.label, str(row.seed), row.stage, row.steps, row.metric)
+        table.add_row(*map(Text, (*cells, row.symptom, row.findings, row.seconds, row.error or "no")))
+    yield table
+    yield from _cut(len(story.trials) - MOST_TRIALS, "trials")
+
+
+def _table(*heads: str) -> Table:
+    """Make a table; a head that begins with `>` stands over numbers."""
+    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, show_edge=False)
+    for head in heads:
+        table.add_column(head.lstrip(">"), justify="right" if head[0] == ">" else "left", overflow="fold")
+    return table

@@ -1,0 +1,103 @@
+"""Treating a copy: the original stays as it is, and no broken model is handed out."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from evengrad.nouns import TreatmentError, shortened
+from evengrad.treat._abstract import AbstractTreatment, Treated
+from evengrad.treat._forward_order import is_norm, run
+from evengrad.treat._random_state import random_state_kept
+
+
+def treated_copy(treatment: AbstractTreatment, model: nn.Module, *, seed: int, batch_input: Any) -> Treated[nn.Module]:
+    """Copy the model, change the copy, and look at what came out.
+
+    Raises:
+        TreatmentError: Nothing was to be changed, a weight that was kept is not finite, or the copy does not run.
+    """
+    with random_state_kept(), torch.no_grad():
+        changed = _copied(model)
+        change = treatment.change_(changed, seed=seed, batch_input=batch_input)
+        _want_finite(changed, treatment.label)
+        if batch_input is not None:
+            _want_same_interface(model, changed, batch_input, treatment.label)
+    return Treated(subject=changed, changes=change.changes, code=change.code)
+
+
+def nothing_found(treatment: AbstractTreatment, wanted: str, advice: str = "") -> TreatmentError:
+    """Make the error for a model in which nothing is to be changed."""
+    return TreatmentError(
+        treatment.label, came=f"a model with no module of this kind: {wanted}", wanted="one", advice=advice
+    )
+
+
+def only_for_tasks(treatment: AbstractTreatment) -> TreatmentError:
+    """Make the error for a treatment of the training that was given a model."""
+    return TreatmentError(
+        treatment.label, came="a model", wanted="a task", advice="this changes the training: call treat_task"
+    )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise TreatmentError(
+            "model", came="parameters without a shape yet", wanted="a built model", advice="run it on a batch first"
+        )
+    try:
+        return copy.deepcopy(model)
+    except Exception as err:  # user code: anything may come
+        raise TreatmentError(
+            "model", came=f"{type(err).__name__} while it was copied: {err}"[:300], wanted="a model that can be copied"
+        ) from err
+
+
+def _want_finite(model: nn.Module, label: str) -> None:
+    bad = [name for name, value in _kept(model) if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise TreatmentError(
+            label,
+            came=f"weights that are not finite and would be kept: {shortened(tuple(bad))}",
+            wanted="finite weights",
+            advice="start from a fresh model",
+        )
+
+
+def _kept(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """List parameters and the statistics of norms; other buffers may hold infinities on purpose, as masks do."""
+    statistics = [
+        (f"{name}.{key}", value)
+        for name, module in model.named_modules()
+        if is_norm(module)
+        for key, value in module.named_buffers(recurse=False)
+    ]
+    return [*model.named_parameters(), *statistics]
+
+
+def _want_same_interface(model: nn.Module, changed: nn.Module, batch_input: Any, label: str) -> None:
+    for training in (False, True):
+        before = _shape_of(run(copy.deepcopy(model).train(training), batch_input))
+        try:
+            after = _shape_of(copy.deepcopy(changed).train(training)(batch_input))
+        except Exception as err:  # what a user's forward raises when a layer is no longer what it was
+            raise TreatmentError(
+                label,
+                came=f"{type(err).__name__} when the changed model was run: {err}"[:300],
+                wanted="a model whose forward lets its layers be wrapped or replaced",
+            ) from err
+        if before != after:
+            raise TreatmentError(label, came=f"an output of shape {after}", wanted=f"{before} as before")
+
+
+def _shape_of(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return tuple(output.shape)
+    if isinstance(output, Mapping):
+        return {str(key): _shape_of(value) for key, value in output.items()}
+    if isinstance(output, tuple | list):
+        return tuple(_shape_of(value) for value in output)
+    return type(output).__name__

@@ -1,0 +1,85 @@
+"""Treating a task: its model factory is replaced by one that treats what it builds."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from evengrad.nouns import Task, TaskError, TreatmentError
+from evengrad.treat._abstract import AbstractTreatment, Treated
+from evengrad.treat._random_state import random_state_kept
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TreatedModel:
+    """Build a model and treat it; can be pickled if the factory can.
+
+    The treatment draws from the seed that torch was given (`torch.initial_seed()`), from a generator of its own.
+    """
+
+    factory: Callable[[], nn.Module]
+    treatment: AbstractTreatment
+    train: Callable[[], Iterable[Any]] | None
+
+    def __call__(self) -> nn.Module:
+        model = self.factory()
+        with random_state_kept():
+            return self.treated(model, seed=torch.initial_seed()).subject
+
+    def treated(self, model: nn.Module, *, seed: int) -> Treated[nn.Module]:
+        """Treat a model, with the first training batch to see the order of its forward pass."""
+        return self.treatment.treat(model, seed=seed, batch_input=_first_input(self.train))
+
+
+def task_with_treated_model(treatment: AbstractTreatment, task: Task, seed: int) -> Treated[Task]:
+    """Replace the model factory of a task, and build one model to say what changes.
+
+    Raises:
+        TreatmentError: The treatment does not apply, or the optimizer factory does not take the changed model.
+        TaskError: The task cannot be built.
+    """
+    own_loop = getattr(task, "backward", None) is not None  # then nobody but that function knows what a batch holds
+    factory = TreatedModel(factory=task.model, treatment=treatment, train=None if own_loop else task.train)
+    with random_state_kept():
+        torch.manual_seed(seed)
+        treated = factory.treated(built(task), seed=seed)
+        try:
+            task.optimizer(treated.subject)
+        except Exception as err:  # user code: it may ask for a layer that is wrapped now
+            raise TreatmentError(
+                treatment.label,
+                came=f"{type(err).__name__} from Task.optimizer on the changed model: {err}"[:300],
+                wanted="an optimizer that takes the parameters of whatever model it is given",
+            ) from err
+    return Treated(subject=replace(task, model=factory), changes=treated.changes, code=treated.code)
+
+
+def built(task: Task) -> nn.Module:
+    """Build the task's model.
+
+    Raises:
+        TaskError: The factory raised, or made something else.
+    """
+    try:
+        model = task.model()
+    except TreatmentError:
+        raise
+    except Exception as err:  # user code: anything may come
+        raise TaskError("Task.model", came=f"{type(err).__name__}: {err}"[:300], wanted="a model") from err
+    if not isinstance(model, nn.Module):
+        raise TaskError("Task.model", came=type(model).__name__, wanted="an nn.Module")
+    return model
+
+
+def _first_input(train: Callable[[], Iterable[Any]] | None) -> Any:
+    """Take the input of the first training batch; None when there is no batch or it is not a pair."""
+    if train is None:
+        return None
+    batches = iter(train())
+    batch = next(batches, None)
+    if close := getattr(batches, "close", None):
+        close()
+    return batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else None

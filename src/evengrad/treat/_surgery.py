@@ -1,0 +1,31 @@
+"""Putting a module in the place of another, under every name that it has, in words of code too."""
+
+from torch import nn
+
+from evengrad.treat._forward_order import names_of
+
+
+def replace_everywhere_(model: nn.Module, name: str, new: nn.Module) -> tuple[str, ...]:
+    """Put a module where the named one is, under all of its names, and return them, the given one first."""
+    old = model.get_submodule(name)
+    names = (name, *(alias for alias in names_of(model, old) if alias != name))
+    new.train(old.training) if not any(module is old for module in new.modules()) else _set_mode_(new, old)
+    for alias in names:
+        model.set_submodule(alias, new)
+    return names
+
+
+def alias_code(aliases: dict[str, tuple[str, ...]]) -> str:
+    """Write the lines that give a shared module its other names; empty when nothing is shared."""
+    pairs = [(alias, names[0]) for names in aliases.values() for alias in names[1:]]
+    if not pairs:
+        return ""
+    return f"\nfor alias, name in {pairs!r}:\n    model.set_submodule(alias, model.get_submodule(name))"
+
+
+def _set_mode_(new: nn.Module, old: nn.Module) -> None:
+    """Give the new modules around an old one its mode, and leave the modes of those below it."""
+    below = set(old.modules())
+    for module in new.modules():
+        if module not in below:
+            module.training = old.training

@@ -1,0 +1,143 @@
+"""What a guard remembers: checkpoints, the run log, findings."""
+
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from evengrad.clip import ByGlobalNorm, ByZScore
+from evengrad.guard import Guard
+from evengrad.guard._saved import carried
+from evengrad.nouns import SettingError
+from evengrad.runlog import read
+
+
+def setting(clip=None, **settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    return model, optimizer, Guard(model, optimizer, clip=clip, **settings)
+
+
+def train(model, optimizer, guard, inputs):
+    for x in inputs:
+        optimizer.zero_grad()
+        guard.loss(model(x).square().sum()).backward()
+        optimizer.step()
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    data = [torch.randn(5, 3, generator=generator) for _ in range(60)]
+    data[20] = data[40] = torch.full((5, 3), math.nan)
+    data[35], data[45] = 50 * data[35], 80 * data[45]
+    return data
+
+
+def test_a_resumed_run_goes_on_equal_to_the_bit():
+    data = inputs()
+    model, optimizer, guard = setting()
+    train(model, optimizer, guard, data)
+    first_model, first_optimizer, first = setting()
+    train(first_model, first_optimizer, first, data[:30])
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in (first_model, first_optimizer, first)], file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    second_model, second_optimizer, second = setting()
+    for part, state in zip((second_model, second_optimizer, second), saved, strict=True):
+        part.load_state_dict(state)
+    assert (second.step, second.skips) == (30, 1)
+    train(second_model, second_optimizer, second, data[30:])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second_model.parameters(), strict=True))
+    assert repr(second.record.readings) == repr(guard.record.readings[30:])  # NaN equals itself in text
+    assert sum(reading.scale < 1 for reading in second.record.readings) >= 2
+    assert (second.step, second.skips) == (60, 2)
+
+
+def test_a_state_dict_is_a_copy():
+    model, optimizer, guard = setting()
+    train(model, optimizer, guard, inputs()[:5])
+    saved = guard.state_dict()
+    mean = float(saved["state"]["mean"])
+    train(model, optimizer, guard, inputs()[5:10])
+    assert float(saved["state"]["mean"]) == mean
+    guard.load_state_dict(saved)
+    train(model, optimizer, guard, inputs()[5:10])
+    assert float(saved["state"]["mean"]) == mean
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "state_dict: got version 2, want version 1 or older; install a newer evengrad"),
+        ({"version": None}, "state_dict: got a dict without a version"),
+        ({"policy": "ByMagic"}, "state_dict: got the state of ByMagic, want the state of ByZScore"),
+        ({"state": {}}, "state_dict: got KeyError"),
+        ({"state": {"seen": 1, "mean": 2, "var": 3}}, "state_dict: got AttributeError"),
+        ({"state": dict.fromkeys(("seen", "mean", "var"), torch.zeros(3))}, "seen has 3 numbers for 4 parameters"),
+        ({"step": "x"}, "state_dict: got ValueError"),
+    ],
+)
+def test_a_foreign_state_dict_is_refused_and_changes_nothing(change, message):
+    model, optimizer, guard = setting()
+    train(model, optimizer, guard, inputs()[:3])
+    before = guard.state_dict()
+    with pytest.raises(SettingError, match=message):
+        guard.load_state_dict({**before, **change})
+    assert repr(guard.state_dict()) == repr(before)
+
+
+def test_a_state_of_another_policy_is_refused():
+    _, _, guard = setting(clip=1.0)
+    with pytest.raises(SettingError, match="got the state of ByZScore, want the state of ByGlobalNorm"):
+        guard.load_state_dict(setting()[2].state_dict())
+
+
+def test_settings_may_change_between_runs():
+    _, _, guard = setting(ByGlobalNorm(2.0))
+    guard.load_state_dict(setting(ByGlobalNorm(1.0))[2].state_dict())
+    assert "max_norm=2.0" in repr(guard)
+
+
+def test_a_state_per_parameter_is_carried_over_by_name():
+    state = {"whole": torch.tensor([5.0]).numpy(), "each": torch.tensor([1.0, 2.0]).numpy()}
+    fresh = {"whole": torch.zeros(1).numpy(), "each": torch.full((3,), 9.0).numpy()}
+    result = carried(state, ["a", "b"], fresh, ["b", "new", "a"])
+    assert result["whole"].tolist() == [5.0]
+    assert result["each"].tolist() == [2.0, 9.0, 1.0]
+
+
+def test_a_run_log_holds_what_the_window_holds(tmp_path):
+    model, optimizer, guard = setting(ByZScore(warmup_steps=10), log=tmp_path / "run")
+    with guard:
+        train(model, optimizer, guard, inputs())
+    record = read(tmp_path / "run")
+    assert record.parameters == guard.record.parameters == ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert record.complete
+    assert len(record.readings) == 60
+    for logged, seen in zip(record.readings, guard.record.readings, strict=True):
+        assert (logged.step, logged.skipped, logged.lrs) == (seen.step, seen.skipped, seen.lrs)
+        assert logged.loss == pytest.approx(seen.loss, rel=1e-6, nan_ok=True)
+        assert logged.scale == pytest.approx(seen.scale, rel=1e-6)
+        assert logged.grad_norms == pytest.approx(seen.grad_norms, rel=1e-6, nan_ok=True)
+    assert sum(reading.skipped for reading in record.readings) == 2
+
+
+def test_a_parameter_added_after_the_log_was_opened_is_guarded_but_not_logged(tmp_path, caplog):
+    model, optimizer, guard = setting(log=tmp_path / "run")
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    with guard:
+        train(model, optimizer, guard, inputs()[:3])
+    assert all(len(reading.grad_norms) == 4 for reading in read(tmp_path / "run").readings)
+    assert len(guard.record.parameters) == 5
+    assert caplog.text.count("guarded, but not in the log") == 1
+
+
+def test_findings_are_what_the_rules_say_of_the_record():
+    diagnose = pytest.importorskip("evengrad.diagnose")
+    model, optimizer, guard = setting()
+    train(model, optimizer, guard, inputs())
+    assert guard.findings() == diagnose.findings_of(guard.record)
