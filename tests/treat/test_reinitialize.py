@@ -163,7 +163,7 @@ def test_pasted_code_draws_with_the_same_scale():
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 def test_data_driven_outputs_have_unit_deviation_at_every_layer(make_deep, activation):
-    model, batch = make_deep(activation, 6, 32, 10), torch.randn(64, 10) * 50
+    model, batch = make_deep(activation, 14, 32, 10), torch.randn(64, 10) * 50
     treated = drawn(model, batch, data_driven=True).subject
     for index, layer in enumerate(treated):
         batch = layer(batch)
@@ -230,3 +230,17 @@ def test_a_functional_relu_in_place_is_seen_too(models):
     changes = drawn(InPlace(), torch.randn(16, 6)).changes
     assert any(change.startswith("first: ") and "relu that follows" in change for change in changes)
     assert any(change.startswith("middle, last: ") and "gain 1;" in change for change in changes)
+
+
+def test_data_driven_scaling_sees_batch_norms_as_training_does():
+    model = nn.Sequential(nn.Linear(4, 64), nn.BatchNorm1d(64), nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 1))
+    batch = torch.randn(256, 4) + 5.0  # a mean that batch norm takes away
+    treated = drawn(model, batch, data_driven=True).subject
+    assert treated[1].num_batches_tracked == 0
+    assert treated.train()[:3](batch).std().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_output_projection_of_attention_counts_as_linear(models):
+    changes = drawn(models["transformer"](), torch.randn(4, 3, 5)).changes
+    words = next(change for change in changes if "1.self_attn.out_proj" in change)
+    assert "Xavier normal with gain 1;" in words

@@ -176,3 +176,23 @@ def test_data_that_draws_from_numpy_leaves_its_random_state(task):
     factory()
     assert np.array_equal(before[0], np.random.get_state()[1])
     assert before[1] == np.random.get_state()[2]
+
+
+def test_the_rate_that_a_schedule_remembers_is_scaled_too(task):
+    def with_schedule(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+        return optimizer
+
+    treated = ScaleLearningRate(factor=0.1).treat_task(replace(task, optimizer=with_schedule))
+    for optimizer in (
+        treated.subject.optimizer(task.model()),
+        pasted(treated.code, optimizer=with_schedule(task.model()))["optimizer"],
+    ):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.025)
+        assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.05)
+
+
+def test_another_optimizer_with_the_same_rate_is_not_refused(task):
+    treated = SwapOptimizer(to="adam", lr=0.5).treat_task(task)
+    assert isinstance(treated.subject.optimizer(task.model()), torch.optim.Adam)

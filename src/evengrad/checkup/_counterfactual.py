@@ -74,7 +74,7 @@ def _measure(cure: Cure, patient: Patient) -> _Measured:
         symptoms=None, speaking=frozenset(), change="", code="", blames=treatment.blames, effort=treatment.effort
     )
     if not treatment.changes_model:
-        return replace(untried, change="it acts on the training, not on one batch; a trial shows what it does")
+        return replace(untried, change="acts on the training, which one batch cannot show; a trial can")
     try:
         treated = treatment.treat(patient.model, seed=patient.seed, batch_input=patient.batch[0])
         record = probe(treated.subject, patient.loss, patient.batch)
@@ -126,9 +126,7 @@ def _cause(ranked: list[tuple[Cure, _Measured]]) -> str:
             "no single change of the model removes it on this batch; the nearest is "
             f"{best.label} ({best.before_decades:.1f} to {best.after_decades:.1f} decades)"
         )
-    most = max(cure.relief_decades or 0.0 for cure, _ in removers)
-    enough = [pair for pair in removers if (pair[0].relief_decades or 0.0) >= most - 1.0]
-    cure, result = min(enough, key=lambda pair: pair[1].effort)
+    cure, result = min(removers, key=lambda pair: pair[1].effort)
     return (
         f"{result.blames}: {cure.label} alone brings it from {cure.before_decades:.1f} to "
         f"{cure.after_decades:.1f} decades"

@@ -7,7 +7,7 @@ from math import isfinite, log10
 from evengrad.nouns import LayerReading, Reading
 
 BAR_CELLS = 16
-DECADES_PER_CELL = 0.5
+LEAST_DECADES = 8.0  # what a bar spans at the least, so that a healthy model shows full bars
 LEVELS = "▁▂▃▄▅▆▇█"
 LONGEST_NAME = 36
 
@@ -15,42 +15,43 @@ LONGEST_NAME = 36
 def table(reading: Reading) -> str:
     """Draw the layers of a reading.
 
-    The bar is the gradient norm at the layer's output: full for the largest of all layers, one cell less for every half
-    decade below it. A recurrent layer has a second row with the gradient at its input over time, a level per decade.
+    The bar is the gradient norm at the layer's output on a logarithmic scale: full for the largest of all layers, and
+    as many decades less a cell as the head says: half a one, or more where the layers span more than eight. A recurrent layer has a second row with the gradient at its input over time, a level per decade.
     """
     layers = [layer for layer in reading.layers if layer.grad_rms is not None or not layer.output_finite]
     layers = layers or list(reading.layers)
     norms = [layer.grad_norm for layer in layers if layer.grad_norm is not None and isfinite(layer.grad_norm)]
     largest = max(norms, default=0.0)
+    span = max(LEAST_DECADES, *(log10(largest) - log10(norm) for norm in norms if norm > 0.0), 0.0)
     width = min(LONGEST_NAME, max([len(_clean(layer.name)) for layer in layers] + [5]))
     kinds = min(20, max([len(layer.kind) for layer in layers] + [4]))
     head = (
-        f"{'layer':<{width}}  {'kind':<{kinds}}  {'act rms':>8}  {'grad rms':>8}  {'|':<1}{'decades':<{BAR_CELLS}}|"
+        f"{'layer':<{width}}  {'kind':<{kinds}}  {'act rms':>8}  {'grad rms':>8}  |{f'{span / BAR_CELLS:.1f} decades/cell':<{BAR_CELLS}}|"
         f"  {'dW/W':>8}  {'zero':>5}  {'dead':>5}  {'sat':>5}"
     )
     rows = [head, "-" * len(head)]
     for layer in layers:
-        rows.append(_row(layer, largest, width, kinds))
+        rows.append(_row(layer, (largest, span), width, kinds))
         if layer.time_grad_rms:
             rows.append(f"{'':<{width}}  over time {_over_time(layer.time_grad_rms)}")
     return "\n".join(rows)
 
 
-def _row(layer: LayerReading, largest: float, width: int, kinds: int) -> str:
+def _row(layer: LayerReading, scale: tuple[float, float], width: int, kinds: int) -> str:
     ratio = None
     if layer.weight_grad_norm is not None and layer.weight_norm:
         ratio = layer.weight_grad_norm / layer.weight_norm
     activation = layer.activation_rms if layer.output_finite else float("nan")
     return (
         f"{_shorten(_clean(layer.name), width):<{width}}  {layer.kind[:kinds]:<{kinds}}  {_number(activation):>8}  "
-        f"{_number(layer.grad_rms):>8}  |{bar(layer.grad_norm, largest):<{BAR_CELLS}}|  {_number(ratio):>8}  "
+        f"{_number(layer.grad_rms):>8}  |{bar(layer.grad_norm, *scale):<{BAR_CELLS}}|  {_number(ratio):>8}  "
         f"{layer.zero_frac:>5.0%}  {layer.dead_frac:>5.0%}  "
         + (f"{layer.saturated_frac:>5.0%}" if layer.saturated_frac is not None else f"{'':>5}")
     ).rstrip()
 
 
-def bar(size: float | None, largest: float) -> str:
-    """Draw a size on a logarithmic scale: full at the largest, a cell less for every half decade.
+def bar(size: float | None, largest: float, span_decades: float = LEAST_DECADES) -> str:
+    """Draw a size on a logarithmic scale: full at the largest, nothing left `span_decades` below it.
 
     Example:
         >>> bar(1.0, 100.0)
@@ -62,8 +63,8 @@ def bar(size: float | None, largest: float) -> str:
         return ""
     if not isfinite(size):
         return "not finite"
-    cells = BAR_CELLS - (log10(largest) - log10(size)) / DECADES_PER_CELL
-    return "█" * round(cells) if round(cells) > 0 else "▏"
+    cells = round(BAR_CELLS * (1.0 - (log10(largest) - log10(size)) / span_decades))
+    return "█" * cells if cells > 0 else "▏"
 
 
 def _over_time(profile: tuple[float, ...], most: int = 64) -> str:

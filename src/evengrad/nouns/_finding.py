@@ -107,10 +107,20 @@ class Finding:
         lines += [f"  evidence  {self.evidence[0]}"] if self.evidence else []
         lines += [f"            {item}" for item in self.evidence[1:]]
         lines += [f"  cause     {self.cause}"] if self.cause else []
-        for number, cure in enumerate(self.cures):
-            lines.append(("  cures     " if number == 0 else "            ") + described(cure))
+        for number, text in enumerate(_cure_lines(self.cures)):
+            lines.append(("  cures     " if number == 0 else "            ") + text)
         lines += [f"  more      evengrad explain {self.code}"]
         return lines
+
+
+def _cure_lines(cures: tuple[Cure, ...]) -> list[str]:
+    """Describe each cure that was tried in a line of its own; the others together, by the reason why they were not."""
+    untried: dict[str, list[str]] = {}
+    for cure in cures:
+        if not cure.tried:
+            untried.setdefault(cure.change or "not tried on one batch", []).append(cure.label)
+    tried = [described(cure) for cure in cures if cure.tried]
+    return [*tried, *(f"{', '.join(labels)}: {reason}" for reason, labels in untried.items())]
 
 
 def described(cure: Cure) -> str:

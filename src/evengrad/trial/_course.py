@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from evengrad.clip import AbstractPolicy, State, policy_of
 from evengrad.diagnose import findings_of, symptoms_of
 from evengrad.measure import Norms, scale_
-from evengrad.nouns import BatchError, EvengradError, Finding, Reading, Record, Task, TaskError, Trial
+from evengrad.nouns import BatchError, EvengradError, Finding, OptimizerError, Reading, Record, Task, TaskError, Trial
 from evengrad.probe import named_parameters, probe
 from evengrad.runlog import Writer
 
@@ -132,8 +132,7 @@ class _Training:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.model = _made(task.model, "Task.model", nn.Module)
-        self.optimizer = _made(lambda: task.optimizer(self.model), "Task.optimizer", Optimizer)
+        self.model, self.optimizer = fresh_model(task)
         parameters = named_parameters(self.model)
         self.names = tuple(parameters)
         self.dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
@@ -232,6 +231,35 @@ class _Training:
 
     def record(self, source: str) -> Record:
         return Record(readings=tuple(self.readings), parameters=self.names, dtype=self.dtype, source=source)
+
+
+def fresh_model(task: Task) -> tuple[nn.Module, Optimizer]:
+    """Build the model and the optimizer of a task from torch's random state as it is.
+
+    Raises:
+        TaskError: A factory raised or made something else.
+        OptimizerError: The optimizer holds none of the model's parameters.
+    """
+    model: nn.Module = _made(task.model, "Task.model", nn.Module)
+    parameters = named_parameters(model)
+    optimizer: Optimizer = _made(lambda: task.optimizer(model), "Task.optimizer", Optimizer)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in held for parameter in parameters.values()):
+        raise OptimizerError(
+            "Task.optimizer",
+            came=f"an optimizer with {len(held)} parameters, none of them of the model that it was given",
+            wanted="optimizer(model) to use model.parameters()",
+        )
+    return model, optimizer
+
+
+def first_batch(task: Task) -> tuple[Any, Any]:
+    """Take the first training batch of a task.
+
+    Raises:
+        BatchError: There is none, or it is not a pair.
+    """
+    return next(batches(task))
 
 
 def _made(factory: Callable[[], Any], what: str, kind: type) -> Any:

@@ -41,6 +41,7 @@ class Repair:
         model: A trained model of the treated task, the best of the confirming seeds; None when nothing was confirmed.
         patch: The treatment as code to paste.
         story: All of this as a report shows it.
+        interrupted: Whether Ctrl-C ended the search early.
     """
 
     verdict: Verdict
@@ -51,6 +52,7 @@ class Repair:
     model: nn.Module | None
     patch: str
     story: Story
+    interrupted: bool = False
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write the report as one HTML file that opens offline.
@@ -87,13 +89,15 @@ def repair(
         seeds: Confirming seeds.
         engine: Where trials run: in this process.
         log: A directory for the run logs of the first untreated and the confirmed training, and for the story that
-            `evengrad report` reads.
+            `evengrad report` reads; the story is written anew after every trial, so that a killed search leaves what
+            it knew.
         seed: The seed of the search; the confirming ones follow it.
         progress: Called with what is going on, the steps done, and the steps there are at most.
 
     Raises:
         SettingError: A setting is out of range, or the budget is too small for one candidate.
-        TaskError, ModelError, BatchError, LossError: The task cannot be trained at all.
+        TaskError, ModelError, BatchError, LossError, OptimizerError: The task cannot be trained at all.
+        NotARunError: `log` is a directory of something else.
     """
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise SettingError("seeds", came=repr(seeds), wanted="a positive whole number")
@@ -152,6 +156,7 @@ class _Search:
         self._total = task.steps
 
     def run(self) -> None:
+        self._write()  # a directory of something else is refused before anything is done
         self.scout = self._course(self.task, "untreated", self.seed, stage="scout", log="untreated")
         self.findings = self.scout.findings
         if not self.findings:
@@ -176,11 +181,16 @@ class _Search:
             if self.progress is not None:
                 self.progress(f"{stage}: {label}, seed {seed}", self._done, max(self._total, self._done))
 
-        directory = self.log / log if self.log is not None and log is not None else None
+        directory = None if self.log is None or log is None else _unused(self.log / log)
         course = run_course(Plan(task=task, label=label, seed=seed, steps=steps, stage=stage, log=directory), tick)
         self._done = start + steps  # a trial that failed early has used up its share
         self.trials.append(course.trial)
+        self._write()
         return course
+
+    def _write(self) -> None:
+        if self.log is not None:
+            write_story(self.log, self._story(None, None, notes=("The search is not over, or it was killed.",)))
 
     def _counterfactual_progress(self, text: str, done: int, total: int) -> None:
         if self.progress is not None:
@@ -239,7 +249,8 @@ class _Search:
         verdict = self._verdict()
         confirmed = self.winner is not None and verdict.outcome in {"cured", "improved"}
         winner = self.winner if confirmed else None
-        story = self._story(verdict, winner)
+        cut = ("The search was interrupted: what follows is what was found until then.",) if self.interrupted else ()
+        story = self._story(verdict, winner, notes=cut)
         if self.log is not None:
             write_story(self.log, story)
         return Repair(
@@ -251,9 +262,10 @@ class _Search:
             model=_best_model(self.after) if winner is not None else None,
             patch=winner.treated.code if winner is not None else "",
             story=story,
+            interrupted=self.interrupted,
         )
 
-    def _story(self, verdict: Verdict, winner: Candidate | None) -> Story:
+    def _story(self, verdict: Verdict | None, winner: Candidate | None, *, notes: tuple[str, ...]) -> Story:
         after = self.after if winner is not None else []
         before = self.before or ([self.scout] if self.scout is not None else [])
         shown = before[0].record if before else None
@@ -271,10 +283,18 @@ class _Search:
             code=winner.treated.code if winner is not None else "",
             changes=winner.treated.changes if winner is not None else (),
             facts=facts(self.task, self.trials, self.seeds),
-            notes=("The search was interrupted: what follows is what was found until then.",)
-            if self.interrupted
-            else (),
+            notes=notes,
         )
+
+
+def _unused(directory: Path) -> Path:
+    """Give a name that no earlier search has used: its model may have been another."""
+    number = 1
+    name = directory
+    while name.exists():
+        number += 1
+        name = directory.with_name(f"{directory.name}-{number}")
+    return name
 
 
 def _best_model(courses: Sequence[Course]) -> nn.Module:

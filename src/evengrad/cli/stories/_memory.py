@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evengrad.cli.demo._digits import Batches, _same, accuracy
+from evengrad.cli.stories._digits import Batches, _same, accuracy
 from evengrad.nouns import Task
 
 SYMBOLS = 8
@@ -22,7 +22,7 @@ class Memory(nn.Module):
         super().__init__()
         self.rnn = nn.RNN(SYMBOLS + 1, 32, batch_first=True)
         self.read_out = nn.Linear(32, SYMBOLS)
-        nn.init.orthogonal_(self.rnn.weight_hh_l0, gain=0.5)
+        nn.init.orthogonal_(self.rnn.get_parameter("weight_hh_l0"), gain=0.5)
 
     def forward(self, sequences: Tensor) -> Tensor:
         """Map (batch, time, symbols + 1) to (batch, symbols)."""

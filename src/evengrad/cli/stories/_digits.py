@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,27 +43,23 @@ def load() -> tuple[Batches, Tensor, Tensor]:
 
 def accuracy(images: Tensor, labels: Tensor, model: nn.Module) -> float:
     """Share of images that are recognised."""
-    return (model(images).argmax(1) == labels).float().mean().item()
+    return float((model(images).argmax(1) == labels).float().mean())
 
 
 def deep_sigmoid() -> nn.Module:
     """Build twelve hidden sigmoid layers with torch's own default weights."""
     widths = [64] + [64] * 12
-    layers = [
-        layer
-        for wide_in, wide_out in zip(widths, widths[1:], strict=False)
-        for layer in (nn.Linear(wide_in, wide_out), nn.Sigmoid())
-    ]
+    layers = [layer for wide_in, wide_out in pairwise(widths) for layer in (nn.Linear(wide_in, wide_out), nn.Sigmoid())]
     return nn.Sequential(*layers, nn.Linear(64, 10))
 
 
 def large_relu() -> nn.Module:
-    """Build twelve hidden ReLU layers whose weights are drawn with a standard deviation of 0.5."""
+    """Build twelve hidden ReLU layers whose weights are drawn with a standard deviation of 0.4."""
     layers = [layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(64, 10))
     for module in model:
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.5)
+            nn.init.normal_(module.weight, std=0.4)
             nn.init.zeros_(module.bias)
     return model
 
@@ -77,7 +74,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.05)
 
 
-def vanishing_digits(steps: int = 600) -> Task:
+def vanishing_digits(steps: int = 900) -> Task:
     """A deep sigmoid network that stays at chance."""
     batches, images, labels = load()
     return Task(

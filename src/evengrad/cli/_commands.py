@@ -1,0 +1,132 @@
+"""The commands and their options, as tyro reads them; each returns its exit status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, final
+
+import tyro
+
+from evengrad.cli._show import JSON, Progress, say
+
+OK, FINDINGS = 0, 1
+Quiet = Annotated[bool, tyro.conf.arg(help=JSON)]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Three networks that do not learn: each is diagnosed, cured and proved; writes report.html."""
+
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")] = Path("evengrad-demo")
+    """Folder for report.html and the run logs."""
+    json: Quiet = False
+
+    def run(self) -> int:
+        """Tell the three stories; torch runs on one thread, since networks this small are slower on several."""
+        from evengrad.cli._demo import demo
+
+        return demo(self.output, as_json=self.json)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Checkup:
+    """Examine the fresh model of a task on one batch: layers, findings, causes. Exit status 1 if there are findings."""
+
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE:TASK")]
+    """A Python file or a module, a colon, and the name of a Task or of a function that returns one."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
+    """Also write the checkup as an HTML page."""
+    seed: int = 0
+    """Seed of the model's weights."""
+    counterfactuals: bool = True
+    """Try treatments on copies to find the cause."""
+    json: Quiet = False
+
+    def run(self) -> int:
+        """Build the model under the seed and look at its first training batch."""
+        from evengrad import report
+        from evengrad.cli._checkup import checkup_of
+
+        with Progress(quiet=self.json) as progress:
+            found = checkup_of(self.task, seed=self.seed, counterfactuals=self.counterfactuals, progress=progress)
+        if self.output is not None:
+            title = f"Checkup of {self.task}"
+            report.write(report.story_of_record(found.record, found.findings, title=title), self.output)
+        say({"findings": found.findings, "reading": found.reading} if self.json else str(found), as_json=self.json)
+        return FINDINGS if found.findings else OK
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """Train a task, diagnose it, try cures in paired trials, and say what was proved. Exit status 1 if it was sick."""
+
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE:TASK")]
+    """A Python file or a module, a colon, and the name of a Task or of a function that returns one."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
+    """Also write the report as an HTML page."""
+    log: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Keep run logs and the story here, for `evengrad report`."""
+    budget: int | None = None
+    """The most optimizer steps, all trials together; by default what six candidates take, about 9.5 trainings."""
+    seeds: int = 3
+    """How many seeds confirm the winner."""
+    seed: int = 0
+    """Seed of the search."""
+    json: Quiet = False
+
+    def run(self) -> int:
+        """Load the task and repair it; Ctrl-C leaves what was found so far."""
+        from evengrad.cli._load import load_task
+        from evengrad.trial import repair
+
+        task = load_task(self.task)
+        with Progress(quiet=self.json) as progress:
+            result = repair(task, budget=self.budget, seeds=self.seeds, seed=self.seed, log=self.log, progress=progress)
+        if self.output is not None:
+            result.report(self.output)
+        say(result.story if self.json else str(result), as_json=self.json)
+        return FINDINGS if result.findings else OK
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the report of a run directory as one HTML page, without torch. Exit status 1 if there are findings."""
+
+    run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run directory, as given to Guard(log=...) or to repair --log."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = Path("report.html")
+    """The page."""
+    json: Quiet = False
+
+    def run(self) -> int:
+        """Tell the story that a repair left, or diagnose the readings of a plain run."""
+        from evengrad import report
+        from evengrad.cli._report import story_of
+
+        story = story_of(self.run_directory)
+        path = report.write(story, self.output)
+        say(story if self.json else f"{report.text(story)}\nwrote {path}", as_json=self.json)
+        return FINDINGS if story.findings else OK
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Print the page of a rule: what it sees, why that hurts, what cures it, when it is wrong, and its source."""
+
+    code: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CODE")]
+    """The code in a finding, such as EG101."""
+    json: Quiet = False
+
+    def run(self) -> int:
+        """Print the page."""
+        from evengrad.diagnose import explain
+
+        text = explain(self.code)
+        say({"code": text.split()[0], "page": text} if self.json else text, as_json=self.json)
+        return OK
