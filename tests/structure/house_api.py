@@ -4,10 +4,19 @@ After a change that is meant: `python tests/structure/house_api.py`, and say in 
 """
 
 import inspect
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
+
+
+class _Plain(str):
+    """An annotation that is written without quotes, whether or not its file postpones annotations."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def public_api(module: ModuleType) -> str:
@@ -15,22 +24,36 @@ def public_api(module: ModuleType) -> str:
     lines: list[str] = []
     for name in sorted(module.__all__):
         thing = getattr(module, name)
-        lines += _class_lines(name, thing) if isinstance(thing, type) else [f"{name}{inspect.signature(thing)}"]
+        lines += _class_lines(name, thing) if isinstance(thing, type) else [name + _signature(thing)]
     return "\n".join(lines) + "\n"
 
 
 def _class_lines(name: str, kind: type) -> list[str]:
     parents = ", ".join(base.__name__ for base in kind.__bases__ if base is not object)
     own_init = "__init__" in vars(kind)  # what Python itself gives differs between its versions
-    lines = [f"class {name}{inspect.signature(kind) if own_init else ''}" + (f" is a {parents}" if parents else "")]
+    head = _signature(kind).removesuffix(" -> None") if own_init else ""
+    lines = [f"class {name}{head}{parents and ' < '}{parents}"]
     for member, value in sorted(vars(kind).items()):
         if member.startswith("_"):
             continue
-        if isinstance(value, property):
-            lines.append(f"    {name}.{member}: {inspect.signature(value.fget).return_annotation!r}")  # type: ignore[arg-type]
+        if isinstance(value, property) and value.fget:
+            lines.append(f"    {name}.{member}{_signature(value.fget).removeprefix('(self)')}")
         elif inspect.isfunction(value):
-            lines.append(f"    {name}.{member}{inspect.signature(value)}")
+            lines.append(f"    {name}.{member}{_signature(value)}")
     return lines
+
+
+def _signature(thing: Callable[..., object]) -> str:
+    signature = inspect.signature(thing)
+    parameters = [one.replace(annotation=_plain(one.annotation)) for one in signature.parameters.values()]
+    return str(signature.replace(parameters=parameters, return_annotation=_plain(signature.return_annotation)))
+
+
+def _plain(annotation: object) -> object:
+    if annotation is inspect.Parameter.empty:
+        return annotation
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return _Plain(re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", text))  # where a class lives is not part of the surface
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from house_imports import imports
-from house_source import Module, bases, calls, decorators, dotted, modules
+from house_source import bases, calls, decorators, dotted, modules
 
 MOST_LINES = 400
 MOST_POSITIONAL = 5
@@ -61,7 +61,9 @@ def all_problems(root: Path) -> list[str]:
     """Report an `__init__` whose `__all__` is missing, not sorted, or names what is not there."""
     problems = []
     for module in modules(root):
-        stars = [node for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"]
+        stars = [
+            node for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+        ]
         problems += [module.problem(node.lineno, "imports *") for node in stars]
         if module.stem != "__init__":
             continue
@@ -83,18 +85,20 @@ def all_problems(root: Path) -> list[str]:
 
 
 def private_torch_problems(root: Path) -> list[str]:
-    """Report private torch functions outside of the one part that may call them."""
+    """Report private functions and modules of torch outside of the one part that may use them.
+
+    Private classes are let through: `isinstance(module, _BatchNorm)` is how all batch norms are known.
+    """
     problems = []
     for module in modules(root):
         if module.part in PRIVATE_TORCH:
             continue
-        found = [(one.line, one.target) for one in imports(module) if not one.typing_only]
-        found += [(node.lineno, dotted(node)) for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)]
-        for line, name in found:
-            first, *rest = name.split(".")
-            # only the attribute itself, so that torch._C.Node is reported once
-            if first == "torch" and rest and _is_private(rest[-1]):
-                problems.append(module.problem(line, f"{name} is private to torch"))
+        attributes = (node for node in ast.walk(module.tree) if isinstance(node, ast.Attribute))
+        found = [(node.lineno, dotted(node)) for node in attributes if _is_private(node.attr)]
+        found += [(one.line, one.target) for one in imports(module) if any(map(_is_private, one.target.split(".")))]
+        problems += [
+            module.problem(line, f"{name} is private to torch") for line, name in found if name.startswith("torch.")
+        ]
     return problems
 
 
@@ -203,12 +207,14 @@ def safety_problems(root: Path) -> list[str]:
         problems += [
             module.problem(node.lineno, f"{dotted(node)} listens to the environment")
             for node in ast.walk(module.tree)
-            if dotted(node) in {"os.environ", "os.getenv"} and id(node) not in allowed
+            if isinstance(node, ast.Attribute)
+            and dotted(node) in {"os.environ", "os.getenv"}
+            and id(node) not in allowed
         ]
     return problems
 
 
-def _bound(tree: ast.Module) -> Iterator[tuple[str, ast.AST | None]]:
+def _bound(tree: ast.Module) -> Iterator[tuple[str, ast.expr | None]]:
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from ((alias.asname or alias.name.split(".")[0], None) for alias in node.names)
@@ -223,7 +229,7 @@ def _bound(tree: ast.Module) -> Iterator[tuple[str, ast.AST | None]]:
 
 
 def _is_private(name: str) -> bool:
-    return name.startswith("_") and not name.endswith("__")
+    return name.startswith("_") and not name.endswith("__") and not re.match("_[A-Z][a-z]", name)
 
 
 def _classes(tree: ast.AST) -> Iterator[ast.ClassDef]:
@@ -233,7 +239,11 @@ def _classes(tree: ast.AST) -> Iterator[ast.ClassDef]:
 def _dataclass_settings(kind: ast.ClassDef) -> set[str] | None:
     for one in kind.decorator_list:
         if dotted(one.func if isinstance(one, ast.Call) else one).split(".")[-1] == "dataclass":
-            return {word.arg or "" for word in one.keywords if _is_true(word.value)} if isinstance(one, ast.Call) else set()
+            return (
+                {word.arg or "" for word in one.keywords if _is_true(word.value)}
+                if isinstance(one, ast.Call)
+                else set()
+            )
     return None
 
 
@@ -280,8 +290,3 @@ def _allowed_environment(tree: ast.AST) -> Iterator[ast.AST]:
 
 def _is_allowed(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value in ENVIRONMENT
-
-
-def named_module(root: Path, name: str) -> Module | None:
-    """Find a module by its name below the root."""
-    return next((module for module in modules(root) if module.name == name), None)

@@ -43,7 +43,7 @@ PLACES = {
     "tyro": ("cli/",),
     "jinja2": ("report/",),
     "plotly": ("report/",),
-    "sklearn": ("cli/demo/",),  # the extra `demo`
+    "sklearn": ("cli/",),  # the extra `demo`
 }
 
 

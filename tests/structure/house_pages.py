@@ -32,12 +32,17 @@ def link_problems(page: Path) -> list[str]:
 def constraint_problems(root: Path) -> list[str]:
     """Report dependencies without an exact version in constraints.txt, and builds that only one machine has."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(one for extra in project.get("optional-dependencies", {}).values() for one in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(one for extra in project.get("optional-dependencies", {}).values() for one in extra),
+    ]
     names = {re.split(r"[\[<>=!~; ]", one)[0].lower() for one in wanted} - {project["name"]}
     pinned = {}
     for line in (root / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if match := re.match(r"([A-Za-z0-9._-]+)==([^ ;]+)", line):
             pinned[match[1].lower()] = match[2]
     problems = [f"constraints.txt: no exact version of {name}" for name in sorted(names - set(pinned))]
-    problems += [f"constraints.txt: {name}=={version} is a local build" for name, version in pinned.items() if "+" in version]
+    problems += [
+        f"constraints.txt: {name}=={version} is a local build" for name, version in pinned.items() if "+" in version
+    ]
     return problems

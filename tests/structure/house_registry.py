@@ -50,8 +50,14 @@ def registry_problems(root: Path, registry: Registry) -> list[str]:
         return [f"{registry.folder}/{registry.file}:1: no tuple called ALL"]
     wanted = {name: where for name, where in found.items() if name not in registry.left_out}
     problems = [f"{where} is not in ALL" for name, where in wanted.items() if name not in listed]
-    problems += [f"{where} is not in its folder {registry.folder}" for where in found.values() if not where.startswith(registry.folder)]
-    problems += [f"ALL of {registry.folder} has {name}, which is no {registry.base}" for name in listed if name not in wanted]
+    problems += [
+        f"{where} is not in its folder {registry.folder}"
+        for where in found.values()
+        if not where.startswith(registry.folder)
+    ]
+    problems += [
+        f"ALL of {registry.folder} has {name}, which is no {registry.base}" for name in listed if name not in wanted
+    ]
     problems += [f"ALL of {registry.folder} has {name} twice" for name, count in Counter(listed).items() if count > 1]
     return problems
 
@@ -70,7 +76,9 @@ def rule_problems(root: Path) -> list[str]:
                 problems.append(module.problem(kind.lineno, f"the page of {kind.name} lacks {' '.join(missing)}"))
             code = _text(kind, "code")
             if not re.fullmatch(r"EG\d{3}", code):
-                problems.append(module.problem(kind.lineno, f"{kind.name} has the code {code!r}, not of the form EG101"))
+                problems.append(
+                    module.problem(kind.lineno, f"{kind.name} has the code {code!r}, not of the form EG101")
+                )
             elif code in codes:
                 problems.append(module.problem(kind.lineno, f"{kind.name} has the code {code} of {codes[code]}"))
             elif not (ast.get_docstring(module.tree) or "").startswith(f"{code}: "):
@@ -81,12 +89,12 @@ def rule_problems(root: Path) -> list[str]:
 
 def _listed(module: Module) -> list[str] | None:
     for node in module.tree.body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(node, ast.Assign):
-            target = node.targets[0]
-        if isinstance(target, ast.Name) and target.id == "ALL" and isinstance(node.value, ast.Tuple):  # type: ignore[union-attr]
-            members = (one.func if isinstance(one, ast.Call) else one for one in node.value.elts)  # type: ignore[union-attr]
-            return [ast.unparse(one) for one in members]
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if [ast.unparse(target) for target in targets] == ["ALL"] and isinstance(value, ast.Tuple):
+            return [ast.unparse(one.func if isinstance(one, ast.Call) else one) for one in value.elts]
     return None
 
 

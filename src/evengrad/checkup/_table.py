@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite, log10
 
-from evengrad.nouns import LayerReading, Reading
+from evengrad.nouns import LayerReading, Reading, printable
 
 BAR_CELLS = 16
 LEAST_DECADES = 8.0  # what a bar spans at the least, so that a healthy model shows full bars
@@ -15,18 +15,20 @@ LONGEST_NAME = 36
 def table(reading: Reading) -> str:
     """Draw the layers of a reading.
 
-    The bar is the gradient norm at the layer's output on a logarithmic scale: full for the largest of all layers, and
-    as many decades less a cell as the head says: half a one, or more where the layers span more than eight. A recurrent layer has a second row with the gradient at its input over time, a level per decade.
+    The bar is the gradient norm at the layer's output on a logarithmic scale: full for the largest of all layers; its
+    head says how many decades a cell stands for, half a one or more. A recurrent layer has a second row with the
+    gradient at its input over time, a level per decade.
     """
     layers = [layer for layer in reading.layers if layer.grad_rms is not None or not layer.output_finite]
     layers = layers or list(reading.layers)
     norms = [layer.grad_norm for layer in layers if layer.grad_norm is not None and isfinite(layer.grad_norm)]
     largest = max(norms, default=0.0)
     span = max(LEAST_DECADES, *(log10(largest) - log10(norm) for norm in norms if norm > 0.0), 0.0)
-    width = min(LONGEST_NAME, max([len(_clean(layer.name)) for layer in layers] + [5]))
+    width = min(LONGEST_NAME, max([len(printable(layer.name)) for layer in layers] + [5]))
     kinds = min(20, max([len(layer.kind) for layer in layers] + [4]))
+    scale = f"{span / BAR_CELLS:.1f} decades/cell"
     head = (
-        f"{'layer':<{width}}  {'kind':<{kinds}}  {'act rms':>8}  {'grad rms':>8}  |{f'{span / BAR_CELLS:.1f} decades/cell':<{BAR_CELLS}}|"
+        f"{'layer':<{width}}  {'kind':<{kinds}}  {'act rms':>8}  {'grad rms':>8}  |{scale:<{BAR_CELLS}}|"
         f"  {'dW/W':>8}  {'zero':>5}  {'dead':>5}  {'sat':>5}"
     )
     rows = [head, "-" * len(head)]
@@ -43,7 +45,7 @@ def _row(layer: LayerReading, scale: tuple[float, float], width: int, kinds: int
         ratio = layer.weight_grad_norm / layer.weight_norm
     activation = layer.activation_rms if layer.output_finite else float("nan")
     return (
-        f"{_shorten(_clean(layer.name), width):<{width}}  {layer.kind[:kinds]:<{kinds}}  {_number(activation):>8}  "
+        f"{_shorten(printable(layer.name), width):<{width}}  {layer.kind[:kinds]:<{kinds}}  {_number(activation):>8}  "
         f"{_number(layer.grad_rms):>8}  |{bar(layer.grad_norm, *scale):<{BAR_CELLS}}|  {_number(ratio):>8}  "
         f"{layer.zero_frac:>5.0%}  {layer.dead_frac:>5.0%}  "
         + (f"{layer.saturated_frac:>5.0%}" if layer.saturated_frac is not None else f"{'':>5}")
@@ -92,11 +94,6 @@ def _number(value: float | None) -> str:
     if not isfinite(value):
         return str(value)
     return "0" if value == 0.0 else f"{value:.1e}"
-
-
-def _clean(name: str) -> str:
-    """Replace what could steer a terminal: names come from the user's model."""
-    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def _shorten(name: str, width: int) -> str:

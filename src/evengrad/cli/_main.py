@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from evengrad.cli._commands import Checkup, Demo, Explain, Repair, Report
-from evengrad.nouns import EvengradError
+from evengrad.nouns import EvengradError, printable
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
         )
         return command.run()
     except EvengradError as err:
-        sys.stderr.write(f"evengrad: error: {' '.join(str(err).split())}\n")
+        sys.stderr.write(f"evengrad: error: {printable(' '.join(str(err).split()))}\n")
         return USAGE
     except KeyboardInterrupt:
         sys.stderr.write("evengrad: interrupted\n")

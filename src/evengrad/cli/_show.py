@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from evengrad.nouns import to_plain
+from evengrad.nouns import printable, to_plain
 
 JSON = "Write JSON to standard output instead of text."
 PLAIN_EVERY_S = 10.0  # without a terminal, a line of progress this often
@@ -72,4 +72,4 @@ class Progress:
 
 def _shown(what: str) -> Text:
     """Show names of the user's model as text, never as rich's markup."""
-    return Text("".join(character if character.isprintable() else "?" for character in what)[:100])
+    return Text(printable(what)[:100])

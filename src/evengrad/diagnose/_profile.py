@@ -41,6 +41,31 @@ def stops(reading: Reading) -> tuple[Stop, ...]:
     return tuple(reversed(kept))
 
 
+def by_module(path: tuple[Stop, ...]) -> tuple[Stop, ...]:
+    """Join the calls of each module at the place of the first: its weights learn from the call that is reached best."""
+    joined: dict[str, Stop] = {}
+    for stop in path:
+        name = without_call(stop.name)
+        known = joined.get(name, stop)
+        joined[name] = Stop(
+            name=name,
+            grad_norm=max(known.grad_norm, stop.grad_norm),
+            activation_rms=max(known.activation_rms, stop.activation_rms),
+        )
+    return tuple(joined.values())
+
+
+def without_call(name: str) -> str:
+    """Name the module of a call.
+
+    Example:
+        >>> without_call("encoder.cell#30")
+        'encoder.cell'
+    """
+    module, mark, number = name.rpartition("#")
+    return module if mark and number.isdigit() else name
+
+
 def decades_between(small: float, large: float) -> float:
     """Powers of ten from `small` up to `large`, bounded by what float32 spans.
 

@@ -18,7 +18,7 @@ from evengrad.nouns._errors import (
     UnguardedStepWarning,
     UnknownRuleError,
 )
-from evengrad.nouns._finding import Cure, Evidence, Finding, Setting, Severity, described, shortened
+from evengrad.nouns._finding import Cure, Evidence, Finding, Setting, Severity, described, printable, shortened
 from evengrad.nouns._json import from_json, to_json, to_plain
 from evengrad.nouns._reading import LayerReading, Reading, Record
 from evengrad.nouns._story import Curve, HeatMap, Story
@@ -59,6 +59,7 @@ __all__ = [
     "Verdict",
     "described",
     "from_json",
+    "printable",
     "shortened",
     "to_json",
     "to_plain",

@@ -94,7 +94,7 @@ class Finding:
     source: str = ""
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        return "\n".join(printable(line) for line in self._lines())
 
     def _lines(self) -> list[str]:
         first, last = self.when
@@ -111,6 +111,16 @@ class Finding:
             lines.append(("  cures     " if number == 0 else "            ") + text)
         lines += [f"  more      evengrad explain {self.code}"]
         return lines
+
+
+def printable(text: str) -> str:
+    r"""Replace what could steer a terminal: names come from the user's model, and a log from anywhere.
+
+    Example:
+        >>> printable("\x1b[31mred")
+        '?[31mred'
+    """
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _cure_lines(cures: tuple[Cure, ...]) -> list[str]:

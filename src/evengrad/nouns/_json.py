@@ -51,7 +51,7 @@ def from_json(kind: type[Noun], text: str, *, where: str) -> Noun:
         if len(text) > LONGEST_JSON:
             raise ValueError(f"{len(text)} characters, more than {LONGEST_JSON}")
         noun: Noun = _build(kind, json.loads(text))
-    except (ValueError, TypeError, KeyError, RecursionError) as err:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as err:
         raise RunLogError(
             where, came=f"{type(err).__name__}: {err}"[:200], wanted=f"a {kind.__name__} as JSON"
         ) from err

@@ -32,7 +32,8 @@ class FunctionalActivations(TorchFunctionMode):
     ) -> Any:
         """Run the function; F.tanh calling Tensor.tanh counts once."""
         name = str(getattr(func, "__name__", "")).rstrip("_")
-        if self._inside or name not in FUNCTIONS:
+        clamp = name == "hardtanh" and (len(args) > 1 or not {"min_val", "max_val"}.isdisjoint(kwargs or {}))
+        if self._inside or name not in FUNCTIONS or clamp:
             return func(*args, **(kwargs or {}))
         self._inside = True
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 # Module classes that are a non-linearity, in torch's functional spelling.
 NONLINEARITIES: dict[type[nn.Module], str] = {
@@ -37,27 +38,55 @@ CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+CHANNELS_SECOND = (*CONVOLUTIONS, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 
 
 def nonlinearity_of(module: nn.Module) -> str | None:
-    """Name the non-linearity that a module is; None for everything else, and for a pass-through bound."""
-    for kind, name in NONLINEARITIES.items():
-        if type(module) is kind:
-            return name
-    return None
+    """Name the non-linearity that a module is; None for everything else, and for a hardtanh with other bounds."""
+    if type(module) is nn.Hardtanh and (module.min_val, module.max_val) != (-1, 1):
+        return None  # a clamp: from its output alone nobody can tell where it is flat
+    return NONLINEARITIES.get(type(module))
 
 
-def unit_dim_of(module: nn.Module, *, ndim: int, channels_first: bool) -> int:
+def unit_dim_of(module: nn.Module | None, *, ndim: int, channels_first: bool) -> int:
     """Tell which dimension of the output counts units.
 
-    Channels come second after a convolution and in pooling and batch normalisation of images; features come last
-    everywhere else.
+    Args:
+        module: What made the output; None for a function.
+        ndim: Dimensions of the output.
+        channels_first: Whether the last layer with weights before it was a convolution.
+
+    Channels come second in what a convolution and the layers after it make of a batch; features come last everywhere
+    else.
     """
-    if ndim < 2:
-        return 0
-    if isinstance(module, CONVOLUTIONS):
-        return 1 if ndim > 2 else 0
-    if ndim >= 4:
-        return 1
-    return 1 if channels_first and ndim == 3 else ndim - 1
+    if ndim < 3:
+        return max(ndim - 1, 0)
+    return 1 if channels_first or isinstance(module, CHANNELS_SECOND) else ndim - 1
+
+
+def plain_name(name: str) -> str:
+    """Name a module or parameter as it was before `torch.compile` wrapped it.
+
+    Example:
+        >>> plain_name("_orig_mod.blocks.0._orig_mod.weight")
+        'blocks.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """List the parameters of the module itself, and what a parametrization such as weight_norm made of them."""
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    inner = _parametrizations(module)
+    return own if inner is None else [*own, *inner.parameters()]
+
+
+def parametrizations_of(model: nn.Module) -> set[nn.Module]:
+    """Find the modules that make weights, not activations: they are part of the layer whose weights they make."""
+    found = [_parametrizations(module) for module in model.modules()]
+    return {part for inner in found if inner is not None for part in inner.modules()}
+
+
+def _parametrizations(module: nn.Module) -> nn.Module | None:
+    return module._modules.get("parametrizations") if is_parametrized(module) else None

@@ -41,9 +41,16 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 def _restore(module: nn.Module, name: str, buffer: Tensor | None, content: Tensor | None) -> None:
     module._buffers[name] = buffer
-    if buffer is not None and content is not None:
+    if buffer is not None and content is not None and not _overlaps_itself(buffer):
         with torch.no_grad():
             buffer.copy_(content)
+
+
+def _overlaps_itself(buffer: Tensor) -> bool:
+    """Tell whether elements share memory, as in an expanded mask: torch refuses to write to such a tensor."""
+    if buffer.layout != torch.strided:
+        return False
+    return any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from evengrad.nouns import BatchError, LossError, ModelError, Reading, Record
+from evengrad.probe._kinds import plain_name
 from evengrad.probe._left_as_found import left_as_found
 from evengrad.probe._session import Session
-from evengrad.probe._statistics import norm
+from evengrad.probe._statistics import is_additive_mask, norm
 
 
 def probe(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, *, step: int = 0) -> Record:
@@ -32,8 +33,9 @@ def probe(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, *, s
         A record of one reading with the layers in the order of the forward pass.
 
     Raises:
-        ModelError: The model has no parameters, or its forward raised.
-        BatchError: The batch is not a pair, is empty or not finite, or its labels are out of range.
+        ModelError: The model has no parameters, or its forward or backward raised.
+        BatchError: The batch is not a pair, is empty or not finite (an additive mask of minus infinities may be), or
+            its labels are out of range.
         LossError: The loss is not a scalar tensor, has no graph, or raised.
 
     Cost: one forward and backward and some ten passes over every activation; no copy of parameters or gradients.
@@ -48,11 +50,11 @@ def probe(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, *, s
     """
     parameters = named_parameters(model)
     data, target = checked_batch(batch)
-    with left_as_found(model), torch.enable_grad(), Session(model) as session, torch.compiler.set_stance("force_eager"):
-        output = _forward(model, data)
-        value = _loss(loss, output, target)
-        trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
-        found = torch.autograd.grad(value, [*trained, *session.inputs], allow_unused=True)
+    trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
+    with left_as_found(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+        with Session(model) as session:
+            value = _loss(loss, _forward(model, data), target)
+        found = _backward(model, value, [*trained, *session.inputs])
     gradients: dict[Tensor, Tensor | None] = dict(zip(trained, found, strict=False))
     norms = _norms(parameters, gradients)
     reading = Reading(
@@ -72,7 +74,7 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         ModelError: There is none, or none that is trained.
     """
-    parameters = {name.replace("_orig_mod.", ""): value for name, value in model.named_parameters()}
+    parameters = {plain_name(name): value for name, value in model.named_parameters()}
     if not parameters:
         raise ModelError("model", came=f"{type(model).__name__} without parameters", wanted="a model with parameters")
     if not any(parameter.requires_grad for parameter in parameters.values()):
@@ -115,7 +117,7 @@ def _check_tensor(what: str, tensor: Tensor) -> None:
         raise BatchError(what, came=f"an empty tensor of shape {tuple(tensor.shape)}", wanted="at least one sample")
     if tensor.is_floating_point() or tensor.is_complex():
         bad = int((~torch.isfinite(tensor.detach())).sum())
-        if bad:
+        if bad and not bool(is_additive_mask(tensor)):
             raise BatchError(
                 what,
                 came=f"{bad} of {tensor.numel()} values that are NaN or infinite",
@@ -135,6 +137,18 @@ def _forward(model: nn.Module, data: Any) -> Any:
             f"forward of {type(model).__name__}",
             came=f"{type(err).__name__}: {err}"[:300],
             wanted=f"an output for an input of shape {shapes}",
+        ) from err
+
+
+def _backward(model: nn.Module, value: Tensor, wanted: list[Tensor]) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(value, wanted, allow_unused=True)
+    except RuntimeError as err:
+        raise ModelError(
+            f"backward of {type(model).__name__}",
+            came=f"{type(err).__name__}: {err}"[:300],
+            wanted="a graph that can be differentiated by torch.autograd.grad",
+            advice="look for tensors changed in place, and checkpoint(use_reentrant=True)",
         ) from err
 
 
@@ -163,11 +177,13 @@ def _loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tenso
 
 def _check_labels(output: Any, target: Any, cause: Exception) -> None:
     """Say that labels are out of range where that is why the loss raised."""
-    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.ndim < 2:
+    if not isinstance(cause, IndexError) or not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        return  # torch raises IndexError for a label that is out of range, and other errors for shapes
+    if output.ndim < 2 or target.is_floating_point() or target.is_complex() or target.numel() == 0:
         return
-    if target.is_floating_point() or target.is_complex() or target.numel() == 0:
-        return
-    classes, low, high = output.shape[1], int(target.min()), int(target.max())
+    dense = output.ndim == 2 or target.shape == output.shape[:1] + output.shape[2:]
+    classes = output.shape[1 if dense else -1]  # a loss that flattens a sequence has its classes last
+    low, high = int(target.min()), int(target.max())
     if low < 0 or high >= classes:
         raise BatchError(
             "batch target",

@@ -16,12 +16,21 @@ from torch.utils.hooks import RemovableHandle
 
 from evengrad.nouns import LayerReading
 from evengrad.probe._functional import FunctionalActivations
-from evengrad.probe._kinds import CONVOLUTIONS, RECURRENT, nonlinearity_of, unit_dim_of
+from evengrad.probe._kinds import (
+    CONVOLUTIONS,
+    RECURRENT,
+    nonlinearity_of,
+    own_parameters,
+    parametrizations_of,
+    plain_name,
+    unit_dim_of,
+)
 from evengrad.probe._statistics import (
     ACTIVATION_FIELDS,
     GRADIENT_FIELDS,
     activation_vector,
     gradient_vector,
+    is_additive_mask,
     norm,
     precise,
     time_profile,
@@ -50,20 +59,23 @@ class Entry:
 
 @final
 class Session:
-    """Watch one forward and one backward.
+    """Watch one forward, and the backward that follows it.
 
     Args:
         model: Modules that own parameters, and modules without children, get a forward hook; non-linearities that are
             called as functions are seen through a torch-function mode.
 
-    After the forward, `inputs` holds the leaf tensors that stand in for the inputs of recurrent modules; a backward
-    by `torch.autograd.grad` must include them for their gradients to be computed.
+    Leave the block after the forward and before the backward: what a checkpointed part computes again on the way back
+    is not a second call. `inputs` then holds the leaf tensors that stand in for the inputs of recurrent modules; a
+    backward by `torch.autograd.grad` must include them for their gradients to be computed.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.entries: list[Entry] = []
         self.inputs: list[Tensor] = []
-        self._names = {module: name for name, module in model.named_modules()}
+        inner = parametrizations_of(model)
+        named = {module: plain_name(name) for name, module in model.named_modules()}
+        self._names = {module: name for module, name in named.items() if module not in inner}
         self._watched = {module: name for module, name in self._names.items() if _is_layer(module)}
         self._calls: Counter[str] = Counter()
         self._open: list[nn.Module] = []
@@ -111,12 +123,12 @@ class Session:
         if output is None:
             return
         entry = self._new_entry(self._watched[module] or "(model)", module, nonlinearity_of(module))
-        entry.input_finite = _all_finite([*_float_tensors(args), *_float_tensors(list(kwargs.values()))])
+        entry.input_finite = _inputs_finite([*_float_tensors(args), *_float_tensors(list(kwargs.values()))])
         unit_dim = unit_dim_of(module, ndim=output.ndim, channels_first=self._channels_first)
         self._measure(entry, output, unit_dim)
         if not all(value is output for value in _float_tensors(result)):
             self._all_outputs_finite(entry, result)
-        if isinstance(module, CONVOLUTIONS) or any(p.ndim >= 2 for p in module._parameters.values() if p is not None):
+        if isinstance(module, CONVOLUTIONS) or _weights(module):
             self._channels_first = isinstance(module, CONVOLUTIONS)
         if isinstance(module, RECURRENT) and args:
             self._watch_time(entry, module, args[0])
@@ -155,9 +167,8 @@ class Session:
             return
         prefix = self._names.get(module, "")
         entry = self._new_entry(f"{prefix}.{name}()" if prefix else f"{name}()", None, name, kind=name)
-        entry.input_finite = _all_finite([argument]) if argument is not result else None
-        unit_dim = 1 if result.ndim >= 4 or (self._channels_first and result.ndim == 3) else max(result.ndim - 1, 0)
-        self._measure(entry, result, unit_dim)
+        entry.input_finite = _all_finite([argument])  # in place it is the result: none of these makes NaN of a number
+        self._measure(entry, result, unit_dim_of(None, ndim=result.ndim, channels_first=self._channels_first))
 
     def _watch_time(self, entry: Entry, module: nn.Module, value: Any) -> None:
         if isinstance(value, PackedSequence):
@@ -182,8 +193,7 @@ class Session:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    owns = any(parameter is not None for parameter in module._parameters.values())
-    return owns or next(module.children(), None) is None
+    return bool(own_parameters(module)) or next(module.children(), None) is None
 
 
 def _float_tensors(value: Any) -> Iterator[Tensor]:
@@ -205,6 +215,14 @@ def _all_finite(tensors: list[Tensor]) -> Tensor:
     return torch.stack([torch.isfinite(tensor.detach()).all().to(tensors[0].device) for tensor in tensors]).all()
 
 
+def _inputs_finite(tensors: list[Tensor]) -> Tensor:
+    """Judge inputs: after the first one a mask may follow, zeros and minus infinities that are added to scores."""
+    if not tensors:
+        return torch.ones(())
+    others = [torch.isfinite(tensor).all() | is_additive_mask(tensor) for tensor in tensors[1:]]
+    return torch.stack([part.to(tensors[0].device) for part in (_all_finite(tensors[:1]), *others)]).all()
+
+
 def _see_time(entry: Entry, gradient: Tensor, time_dim: int) -> None:
     entry.time = time_profile(gradient, time_dim=time_dim)
 
@@ -217,7 +235,7 @@ def _see_packed_time(entry: Entry, gradient: Tensor, sizes: list[int]) -> None:
 def _weights(module: nn.Module | None) -> list[Tensor]:
     if module is None:
         return []
-    return [p for p in module._parameters.values() if p is not None and p.ndim >= 2]
+    return [parameter for parameter in own_parameters(module) if parameter.ndim >= 2]
 
 
 def _vectors(entry: Entry, gradients: Mapping[Tensor, Tensor | None]) -> list[Tensor]:

@@ -17,7 +17,7 @@ RELATIVE_SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": lambda y: 1 - y * y,
     "softsign": lambda y: (1 - y.abs()) ** 2,
     "hardsigmoid": lambda y: ((y > 0) & (y < 1)).to(y.dtype),
-    "hardtanh": lambda y: (y.abs() < y.abs().amax()).to(y.dtype),
+    "hardtanh": lambda y: (y.abs() < 1).to(y.dtype),
 }
 
 ACTIVATION_FIELDS = ("output_finite", "activation_rms", "activation_absmax", "zero_frac", "dead_frac", "saturated_frac")
@@ -37,6 +37,12 @@ def wide(tensor: Tensor) -> Tensor:
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def is_additive_mask(tensor: Tensor) -> Tensor:
+    """Tell whether a tensor is an attention mask to be added to scores: nothing but zeros and minus infinities."""
+    values = wide(tensor)
+    return ((values == 0) | (values == float("-inf"))).all()
 
 
 def rms(tensor: Tensor) -> Tensor:

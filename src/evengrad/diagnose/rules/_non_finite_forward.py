@@ -48,7 +48,7 @@ class NonFiniteForward(AbstractRule):
             return Sign(decades=0.0)
         producer = next((layer for layer in bad if layer.input_finite), None)
         where = (producer or bad[0]).name
-        reason = _reason(producer, where)
+        reason = _reason(producer, where, before=reading.layers.index(producer or bad[0]))
         return Sign(
             decades=WIDEST_DECADES,
             speaks=True,
@@ -68,9 +68,13 @@ class NonFiniteForward(AbstractRule):
         )
 
 
-def _reason(producer: LayerReading | None, where: str) -> str:
-    if producer is None:
+def _reason(producer: LayerReading | None, where: str, *, before: int) -> str:
+    if producer is None and before == 0:
         return f"the input of `{where}`, the first module, is not finite: look at the data"
+    if producer is None:
+        return (
+            f"the input of `{where}` is not finite: an operation between it and the {before} modules before made that"
+        )
     if producer.weight_norm is not None and not isfinite(producer.weight_norm):
         return (
             f"`{where}` ({producer.kind}) is the first module with a NaN or infinite output: its weights are, already"

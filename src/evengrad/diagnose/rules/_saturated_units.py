@@ -3,8 +3,9 @@
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._profile import without_call
 from evengrad.diagnose.rules._dead_units import lost_decades
-from evengrad.nouns import Cure, Evidence, Reading, Record
+from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
 THRESHOLD_FRAC = 0.75
 
@@ -41,11 +42,10 @@ class SaturatedUnits(AbstractRule):
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Judge every saturating non-linearity that has a weighted layer after it."""
-        last_weighted = max((i for i, layer in enumerate(reading.layers) if layer.weighted), default=-1)
         judged = [
             (layer, layer.saturated_frac)
-            for layer in reading.layers[: last_weighted + 1]
-            if layer.saturated_frac is not None and layer.output_finite
+            for index, layer in enumerate(reading.layers)
+            if layer.saturated_frac is not None and layer.output_finite and _goes_on(layer, reading.layers[index + 1 :])
         ]
         if not judged:
             return None
@@ -76,3 +76,11 @@ class SaturatedUnits(AbstractRule):
             Cure(treatment="SwapActivation", settings=(("to", "relu"),)),
             Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
         )
+
+
+def _goes_on(layer: LayerReading, later: tuple[LayerReading, ...]) -> bool:
+    """Tell whether a weighted layer comes after; one that holds this layer ends later but does not come after."""
+    return any(
+        one.weighted and one.name != "(model)" and not layer.name.startswith(f"{without_call(one.name)}.")
+        for one in later
+    )

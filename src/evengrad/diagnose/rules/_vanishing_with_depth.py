@@ -4,7 +4,7 @@ from math import ceil
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign
-from evengrad.diagnose._profile import decades_between, finite_readings, stops
+from evengrad.diagnose._profile import by_module, decades_between, finite_readings, stops
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # Measured by benchmarks/thresholds.py: deep sigmoid, tanh and ReLU networks on digits with a drop of 3 decades or more
@@ -34,8 +34,10 @@ class VanishingWithDepth(AbstractRule):
 
     False alarms:
         Networks of fewer than four weighted layers are not judged. A side branch at the front whose gate starts at
-        zero gets exactly no gradient and is left out of the profile. A network that has converged has small
-        gradients everywhere: the profile is relative, so that alone does not make the rule speak.
+        zero gets exactly no gradient and is left out of the profile. A layer that is called many times, such as a cell
+        in a loop over time steps, counts once, by the call that is reached best: its weights learn from that one. A
+        network that has converged has small gradients everywhere: the profile is relative, so that alone does not
+        make the rule speak.
 
     Source:
         Hochreiter 1991, diploma thesis (in German); Bengio, Simard and Frasconi 1994, doi:10.1109/72.279181;
@@ -48,7 +50,7 @@ class VanishingWithDepth(AbstractRule):
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Compare the best-reached layer of the first quarter with the layers next to the loss."""
-        path = stops(reading)
+        path = by_module(stops(reading))
         if len(path) < FEWEST_LAYERS or not finite_readings(reading.layers):
             return None
         at_loss = max(stop.grad_norm for stop in path[-3:])

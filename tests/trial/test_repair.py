@@ -1,0 +1,302 @@
+"""Repair: paired trials, honest verdicts, and nothing lost when it is interrupted."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import evengrad
+from evengrad.nouns import BatchError, LossError, NotARunError, OptimizerError, SettingError, TaskError
+from evengrad.runlog import read, read_story
+
+
+def data(count=192):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, 16, generator=generator)
+    return inputs, inputs[:, :4].argmax(1)
+
+
+def deep(activation, depth, std=None):
+    def make():
+        layers = [layer for _ in range(depth) for layer in (nn.Linear(16, 16), activation())]
+        model = nn.Sequential(*layers, nn.Linear(16, 4))
+        if std is not None:
+            for module in model:
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=std)
+        return model
+
+    return make
+
+
+def task(model, **changes):
+    inputs, labels = data()
+    settings = {
+        "model": model,
+        "optimizer": lambda model: torch.optim.Adam(model.parameters(), lr=5e-3),
+        "loss": functional.cross_entropy,
+        "train": lambda: zip(inputs.split(64), labels.split(64), strict=True),
+        "validate": lambda model: (model(inputs).argmax(1) == labels).float().mean().item(),
+        "steps": 60,
+        "name": "sixteen numbers",
+    }
+    return evengrad.Task(**(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def vanished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log")
+    return evengrad.repair(task(deep(nn.Sigmoid, 12)), log=folder / "run"), folder / "run"
+
+
+def test_a_vanishing_task_is_cured_on_every_confirming_seed(vanished):
+    result, _ = vanished
+    verdict = result.verdict
+    assert verdict.outcome == "cured"
+    assert [finding.code for finding in result.findings] == ["EG101"]
+    assert len(verdict.seeds) == 3
+    assert all(after > before for before, after in zip(verdict.metric_before, verdict.metric_after, strict=True))
+    assert all(after < before for before, after in zip(verdict.symptoms_before, verdict.symptoms_after, strict=True))
+
+
+def test_the_confirming_seeds_were_not_used_for_choosing(vanished):
+    result, _ = vanished
+    choosing = {trial.seed for trial in result.trials if trial.stage != "confirmation"}
+    assert choosing == {0}
+    assert not choosing & set(result.verdict.seeds)
+
+
+def test_the_verdict_is_what_its_trials_say(vanished):
+    result, _ = vanished
+    confirmed = [trial for trial in result.trials if trial.stage == "confirmation"]
+    by_label = {
+        label: [t.metric for t in confirmed if t.label == label] for label in ("untreated", result.verdict.label)
+    }
+    assert tuple(by_label["untreated"]) == result.verdict.metric_before
+    assert tuple(by_label[result.verdict.label]) == result.verdict.metric_after
+
+
+def test_the_trained_model_reaches_the_metric_of_the_verdict(vanished):
+    result, _ = vanished
+    with torch.no_grad():
+        metric = result.task.validate(result.model.eval())
+    assert metric == pytest.approx(max(result.verdict.metric_after))
+
+
+def test_the_patch_turns_a_fresh_model_into_the_treated_one(vanished):
+    result, _ = vanished
+    torch.manual_seed(1)
+    space = {"torch": torch, "nn": nn, "model": deep(nn.Sigmoid, 12)()}
+    exec(result.patch, space)
+    torch.manual_seed(1)
+    wanted = result.task.model()
+    assert [type(m).__name__ for m in space["model"].modules()] == [type(m).__name__ for m in wanted.modules()]
+
+
+def test_the_log_holds_both_runs_and_the_story(vanished):
+    result, folder = vanished
+    assert read_story(folder) == result.story
+    untreated = read(folder / "untreated")
+    assert untreated.complete
+    assert [reading.loss for reading in untreated.readings[:-1]] == pytest.approx(list(result.trials[0].losses))
+    assert untreated.readings[-1].step == result.task.steps, "the last one is taken after the last step"
+    assert read(folder / "treated").complete
+
+
+def test_the_report_and_the_text_tell_the_same_verdict(vanished, tmp_path):
+    result, _ = vanished
+    page = result.report(tmp_path / "report.html").read_text()
+    assert "cured" in page
+    assert "cured" in str(result)
+    assert result.findings[0].code in page
+
+
+def test_the_same_seed_gives_the_same_trials():
+    once = evengrad.repair(task(deep(nn.Sigmoid, 12), steps=16), seeds=1)
+    torch.rand(7)  # whatever happened outside must not matter
+    again = evengrad.repair(task(deep(nn.Sigmoid, 12), steps=16), seeds=1)
+    assert [trial.losses for trial in once.trials] == [trial.losses for trial in again.trials]
+    assert once.verdict == again.verdict
+
+
+def test_an_untreated_trial_is_the_training_that_a_plain_loop_would_do():
+    from evengrad.trial._course import Plan, run_course
+
+    with_dropout = lambda: nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5), nn.BatchNorm1d(16), nn.Linear(16, 4))  # noqa: E731
+    plain = task(with_dropout, steps=20)
+    course = run_course(Plan(task=plain, label="untreated", seed=7, steps=20, stage="scout"), lambda count: None)
+    torch.manual_seed(7)
+    model = plain.model()
+    optimizer = plain.optimizer(model)
+    torch.manual_seed(7)
+    losses = []
+    for _, (inputs, labels) in zip(range(20), [batch for _ in range(7) for batch in plain.train()], strict=False):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert list(course.trial.losses) == losses
+    assert all(torch.equal(one, two) for one, two in zip(course.model.parameters(), model.parameters(), strict=True))
+
+
+def test_treated_and_untreated_trials_start_from_the_same_weights():
+    from evengrad.treat import make
+
+    plain = task(deep(nn.Sigmoid, 12))
+    treated = make("SwapActivation", [("to", "tanh")]).treat_task(plain).subject
+    torch.manual_seed(3)
+    one = plain.model()
+    torch.manual_seed(3)
+    two = treated.model()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_an_exploding_task_is_cured_although_its_untreated_training_failed():
+    result = evengrad.repair(
+        task(deep(nn.ReLU, 12, std=1.5), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1)), seeds=1
+    )
+    assert result.trials[0].metric is None
+    assert "the loss is" in result.trials[0].error
+    assert {"EG102", "EG201"} & {finding.code for finding in result.findings}
+    assert result.verdict.outcome == "cured"
+    assert result.verdict.metric_before == (None,)
+
+
+def test_a_healthy_task_is_not_touched():
+    healthy = task(deep(nn.ReLU, 2))
+    result = evengrad.repair(healthy)
+    assert result.verdict.outcome == "was not sick"
+    assert result.findings == ()
+    assert len(result.trials) == 1
+    assert result.task is healthy
+
+
+def test_what_only_silences_the_rule_is_not_called_cured():
+    """Labels that have nothing to do with the inputs cannot be learnt, however even the gradients are."""
+    inputs, _ = data()
+    labels = torch.randint(4, (192,), generator=torch.Generator().manual_seed(9))
+    apart = torch.randn(192, 16, generator=torch.Generator().manual_seed(8))
+    noise = task(
+        deep(nn.Sigmoid, 12),
+        train=lambda: [(inputs, labels)],
+        validate=lambda model: -functional.cross_entropy(model(apart), labels).item(),
+        steps=100,
+    )
+    result = evengrad.repair(noise, seeds=1)
+    assert result.findings
+    assert result.verdict.outcome == "not cured"
+    assert result.treatment is None
+    assert result.patch == ""
+
+
+@pytest.mark.parametrize("after_steps", [30, 100])
+def test_ctrl_c_leaves_what_was_found_so_far(after_steps, tmp_path):
+    def stop(what, done, total):
+        if done >= after_steps and not what.startswith("trying"):
+            raise KeyboardInterrupt
+
+    result = evengrad.repair(task(deep(nn.Sigmoid, 12)), progress=stop, log=tmp_path / "run")
+    assert result.interrupted
+    assert result.verdict.outcome == "not cured"
+    assert "interrupted" in result.verdict.message
+    assert any("interrupted" in note for note in result.story.notes)
+    assert bool(result.trials) == (after_steps > 60)
+    assert bool(result.findings) == (after_steps > 60)
+    assert read_story(tmp_path / "run") == result.story
+
+
+def test_a_second_search_in_the_same_folder_loses_nothing(tmp_path):
+    for _ in range(2):
+        evengrad.repair(task(deep(nn.ReLU, 2), steps=8), log=tmp_path / "run")
+    assert read(tmp_path / "run" / "untreated").complete
+    assert read(tmp_path / "run" / "untreated-2").complete
+
+
+def test_a_folder_of_something_else_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    trained = []
+    watched = task(deep(nn.ReLU, 2), after_step=trained.append)
+    with pytest.raises(NotARunError, match=r"want .*"):
+        evengrad.repair(watched, log=tmp_path)
+    assert trained == []
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_budget_is_kept():
+    counted = []
+    counting = task(deep(nn.Sigmoid, 12), steps=20, after_step=lambda model: counted.append(1))
+    evengrad.repair(counting, seeds=1, budget=100)
+    assert 60 < len(counted) <= 100
+    with pytest.raises(SettingError, match="want at least 75 optimizer steps"):
+        evengrad.repair(counting, seeds=1, budget=74)
+
+
+def test_schedule_clip_and_after_step_are_part_of_the_training():
+    from evengrad.trial._course import Plan, run_course
+
+    seen = []
+    full = task(
+        deep(nn.ReLU, 2),
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=1.0),
+        schedule=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+        after_step=lambda model: seen.append(sum(p.detach().square().sum().item() for p in model.parameters())),
+        clip=1e-3,
+        steps=4,
+    )
+    course = run_course(Plan(task=full, label="untreated", seed=0, steps=4, stage="scout"), lambda count: None)
+    readings = course.record.readings[:-1]
+    assert [reading.lrs for reading in readings] == [(1.0,), (0.5,), (0.25,), (0.125,)]
+    assert all(reading.scale == pytest.approx(1e-3 / (reading.total_norm + 1e-6), rel=1e-5) for reading in readings)
+    assert len(seen) == 4
+
+
+def test_the_random_state_outside_is_left_alone():
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    evengrad.repair(task(deep(nn.Sigmoid, 12), steps=8), seeds=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bad_tasks_are_named():
+    good = deep(nn.ReLU, 2)
+    inputs, labels = data()
+    with pytest.raises(BatchError, match=r"Task\.train\(\): got no batch"):
+        evengrad.repair(task(good, train=list))
+    with pytest.raises(BatchError, match="pairs"):
+        evengrad.repair(task(good, train=lambda: [inputs]))
+    with pytest.raises(BatchError, match="NaN or infinite"):
+        evengrad.repair(task(good, train=lambda: [(inputs * float("nan"), labels)]))
+    with pytest.raises(BatchError, match="labels from 7 to 10"):
+        evengrad.repair(task(good, train=lambda: [(inputs, labels + 7)]))
+    with pytest.raises(LossError, match="a tensor of shape"):
+        evengrad.repair(task(good, loss=lambda output, target: output))
+    with pytest.raises(LossError, match="without a graph"):
+        evengrad.repair(task(good, loss=lambda output, target: functional.cross_entropy(output, target).detach()))
+    with pytest.raises(TaskError, match=r"Task\.model: got ZeroDivisionError"):
+        evengrad.repair(task(lambda: 1 // 0))
+    with pytest.raises(TaskError, match=r"Task\.optimizer: got NoneType"):
+        evengrad.repair(task(good, optimizer=lambda model: None))
+    with pytest.raises(OptimizerError, match="none of them of the model"):
+        evengrad.repair(task(good, optimizer=lambda model: torch.optim.SGD(good().parameters())))
+    with pytest.raises(TaskError, match=r"validate\(model\): got KeyError"):
+        evengrad.repair(task(good, validate=lambda model: {}["accuracy"]))
+    with pytest.raises(SettingError, match="seeds: got 0"):
+        evengrad.repair(task(good), seeds=0)
+
+
+def test_a_batch_that_turns_bad_on_the_way_is_named():
+    inputs, labels = data()
+    bad = inputs.clone()
+    bad[5] = float("inf")
+    with pytest.raises(BatchError, match="batch input"):
+        evengrad.repair(task(deep(nn.ReLU, 2), train=lambda: [(inputs, labels), (inputs, labels), (bad, labels)]))
+
+
+def test_the_task_that_came_is_left_as_it_was():
+    sick = task(deep(nn.Sigmoid, 12), steps=8)
+    before = copy.copy(sick)
+    evengrad.repair(sick, seeds=1)
+    assert sick == before
