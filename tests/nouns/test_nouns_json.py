@@ -69,11 +69,8 @@ def test_a_noun_reads_back_as_it_was_written(kind, data):
 
 
 def settings_are_finite(noun: Any) -> bool:
-    cures = [
-        cure for finding in getattr(noun, "findings", ()) if isinstance(finding, Finding) for cure in finding.cures
-    ]
-    cures += getattr(noun, "cures", ())
-    values = [value for cure in cures for _, value in cure.settings]
+    findings = [noun] if isinstance(noun, Finding) else getattr(noun, "findings", ()) if isinstance(noun, Story) else ()
+    values = [value for finding in findings for cure in finding.cures for _, value in cure.settings]
     return all(not isinstance(value, float) or math.isfinite(value) for value in values)
 
 
@@ -162,7 +159,7 @@ def test_a_document_is_read_up_to_its_limit_and_no_longer(monkeypatch):
 
 
 def test_deep_nesting_and_huge_numbers_are_refused_and_not_a_crash():
-    with pytest.raises(RunLogError, match="RecursionError|none of|from list"):
+    with pytest.raises(RunLogError, match=r"RecursionError|from list"):
         from_json(Evidence, '{"name": ' + "[" * 100_000 + "]" * 100_000 + ', "value": 1}', where="here")
     with pytest.raises(RunLogError, match="digits"):
         from_json(Reading, '{"step": ' + "9" * 10_000 + "}", where="here")

@@ -48,6 +48,7 @@ def images(count=9):
 def test_every_number_of_a_network_is_what_float64_gives():
     model, (x, y) = net(), images()
     model[0].bias.data[1] = -100.0  # a dead channel
+    model[3].weight.data *= 6  # drives some of the tanh units into saturation
     layers = layers_of(model, functional.cross_entropy, (x, y))
     twin, values, h = copy.deepcopy(model).double(), [], x.double()
     for module in twin:
@@ -149,7 +150,7 @@ def test_a_packed_sequence_has_a_profile_over_the_steps_that_are_there(kind):
     def loss(result, _):
         return rnn.pad_packed_sequence(result[0])[0].square().sum()
 
-    layer = layers_of(model, loss, ([rnn.pack_sequence(sequences)][0], torch.zeros(1)))["(model)"]  # fmt: skip
+    layer = layers_of(model, loss, (rnn.pack_sequence(sequences), torch.zeros(1)))["(model)"]
     leaves = [sequence.double().requires_grad_() for sequence in sequences]
     loss(copy.deepcopy(model).double()(rnn.pack_sequence(leaves)), None).backward()
     steps = [torch.stack([leaf.grad[t] for leaf in leaves if len(leaf) > t]) for t in range(7)]
@@ -304,7 +305,7 @@ def test_complex_weights_count_their_real_and_imaginary_parts():
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
-            self.fc = nn.Linear(3, 4).to(torch.complex64)
+            self.fc = nn.Linear(3, 4, dtype=torch.complex64)
 
         def forward(self, x):
             return self.fc(x).abs()
@@ -384,7 +385,6 @@ def test_the_module_that_makes_nan_is_the_one_with_finite_input():
     seen = [(layer.input_finite, layer.output_finite) for layer in layers.values()]
     assert seen == [(True, True), (True, False), (False, False), (False, False)]
     assert math.isfinite(layers["2"].activation_rms)
-    assert not layers["1"].grad_finite or not layers["0"].grad_finite
 
 
 @pytest.mark.parametrize("inplace", [True, False])
@@ -416,12 +416,6 @@ def test_the_first_non_finite_gradient_on_the_way_back_is_seen():
     assert [math.isfinite(norm) for norm in record.readings[0].grad_norms] == [False, False, True, True]
 
 
-def masked(rows):
-    mask = nn.Transformer.generate_square_subsequent_mask(5)
-    mask[:rows] = -math.inf
-    return mask
-
-
 class Causal(nn.Module):
     def __init__(self):
         super().__init__()
@@ -432,13 +426,14 @@ class Causal(nn.Module):
         return self.layer(x, src_mask=mask)
 
 
-def test_an_additive_mask_is_no_bad_input_but_a_row_without_any_score_makes_nan():
+def test_an_additive_mask_of_minus_infinities_is_no_bad_input():
+    model, mask = Causal(), nn.Transformer.generate_square_subsequent_mask(5)
     x = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0))
-    layers = layers_of(Causal(), functional.mse_loss, ((x, masked(0)), x))
+    layers = layers_of(model, functional.mse_loss, ((x, mask), x))
     assert all(layer.input_finite and layer.output_finite for layer in layers.values())
-    layers = layers_of(Causal(), functional.mse_loss, ((x, masked(1)), x))
-    assert layers["layer.self_attn"].input_finite
-    assert not layers["layer.self_attn"].output_finite
+    model.layer.self_attn.in_proj_weight.data.fill_(3e38)
+    attention = layers_of(model, functional.mse_loss, ((x, mask), x))["layer.self_attn"]
+    assert (attention.input_finite, attention.output_finite) == (True, False)
 
 
 @pytest.mark.parametrize(

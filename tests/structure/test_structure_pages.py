@@ -7,7 +7,10 @@ import pytest
 from house_pages import HEADINGS, constraint_problems, decision_problems, link_problems
 from house_source import PROJECT
 
-PAGES = [PROJECT / "CONTRIBUTING.md", PROJECT / "SECURITY.md", *sorted((PROJECT / "docs" / "decisions").glob("*.md"))]
+PAGES = [
+    *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    *sorted((PROJECT / "docs" / "decisions").glob("*.md")),
+]
 WHOLE = "\n".join(HEADINGS)
 
 
@@ -43,7 +46,7 @@ def test_a_decision_that_lacks_something_is_found(tmp_path, name, text, index, p
     assert decision_problems(decisions(tmp_path, index, **{name: text})) == [problem]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
 def test_every_link_leads_somewhere(page):
     assert link_problems(page) == []
 
@@ -68,6 +71,12 @@ def test_every_dependency_has_one_version_that_the_tests_run_with():
 )
 def test_a_version_that_is_not_exact_or_local_is_found(tmp_path, constraints, problem):
     assert constraint_problems(project(tmp_path, constraints)) == [problem]
+
+
+def test_every_page_speaks_of_the_same_version():
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"\nversion: {version}\n" in (PROJECT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## [{version}]" in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_makefile_uses_the_versions_as_constraints_and_never_as_requirements():

@@ -15,7 +15,7 @@ Quiet = Annotated[bool, tyro.conf.arg(help=JSON)]
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Demo:
     """Three networks that do not learn: each is diagnosed, cured and proved; writes report.html."""
 
@@ -31,7 +31,7 @@ class Demo:
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Checkup:
     """Examine the fresh model of a task on one batch: layers, findings, causes. Exit status 1 if there are findings."""
 
@@ -60,7 +60,7 @@ class Checkup:
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Repair:
     """Train a task, diagnose it, try cures in paired trials, and say what was proved. Exit status 1 if it was sick."""
 
@@ -93,7 +93,7 @@ class Repair:
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """Write the report of a run directory as one HTML page, without torch. Exit status 1 if there are findings."""
 
@@ -115,7 +115,7 @@ class Report:
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Explain:
     """Print the page of a rule: what it sees, why that hurts, what cures it, when it is wrong, and its source."""
 

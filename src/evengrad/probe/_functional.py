@@ -32,8 +32,7 @@ class FunctionalActivations(TorchFunctionMode):
     ) -> Any:
         """Run the function; F.tanh calling Tensor.tanh counts once."""
         name = str(getattr(func, "__name__", "")).rstrip("_")
-        clamp = name == "hardtanh" and (len(args) > 1 or not {"min_val", "max_val"}.isdisjoint(kwargs or {}))
-        if self._inside or name not in FUNCTIONS or clamp:
+        if self._inside or name not in FUNCTIONS or (name == "hardtanh" and _bounds(args, kwargs or {}) != (-1, 1)):
             return func(*args, **(kwargs or {}))
         self._inside = True
         try:
@@ -43,3 +42,9 @@ class FunctionalActivations(TorchFunctionMode):
         if args and isinstance(args[0], Tensor) and isinstance(result, Tensor):
             self._seen(name, args[0], result)
         return result
+
+
+def _bounds(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
+    """Tell between what a call of hardtanh clamps: with other bounds than -1 and 1 it is a clamp, as the module is."""
+    given = dict(zip(("min_val", "max_val"), args[1:3], strict=False)) | dict(kwargs)
+    return given.get("min_val", -1.0), given.get("max_val", 1.0)

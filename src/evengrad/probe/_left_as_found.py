@@ -18,7 +18,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     Buffers (batch-norm statistics, power-iteration vectors) are restored both as objects and in content. What a model
     keeps outside parameters and buffers, such as a counter of its own, cannot be known and is not restored.
 
-    Cost: one copy of all buffers; no copy of parameters or gradients.
+    Cost: one copy of all buffers, which are compared at the end; no copy of parameters or gradients.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
@@ -41,16 +41,15 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 def _restore(module: nn.Module, name: str, buffer: Tensor | None, content: Tensor | None) -> None:
     module._buffers[name] = buffer
-    if buffer is not None and content is not None and not _overlaps_itself(buffer):
-        with torch.no_grad():
-            buffer.copy_(content)
+    if buffer is not None and content is not None and not _same_bits(buffer, content):
+        buffer.data.copy_(content)  # .data: a backward that waits for this buffer finds the content that it saved
 
 
-def _overlaps_itself(buffer: Tensor) -> bool:
-    """Tell whether elements share memory, as in an expanded mask: torch refuses to write to such a tensor."""
+def _same_bits(buffer: Tensor, content: Tensor) -> bool:
+    """Compare to the bit: what did not change is not written to, for it may be an expanded view."""
     if buffer.layout != torch.strided:
         return False
-    return any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
+    return torch.equal(*(part.detach().contiguous().reshape(-1).view(torch.uint8) for part in (buffer, content)))
 
 
 @contextlib.contextmanager
