@@ -141,3 +141,24 @@ def test_findings_are_what_the_rules_say_of_the_record():
     model, optimizer, guard = setting()
     train(model, optimizer, guard, inputs())
     assert guard.findings() == diagnose.findings_of(guard.record)
+
+
+def test_a_run_that_an_exception_ended_is_not_called_complete(tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train(fails):
+        with Guard(model, optimizer, log=tmp_path / str(fails)):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            if fails:
+                raise RuntimeError("the data loader has died")
+
+    train(fails=False)
+    with pytest.raises(RuntimeError, match="died"):
+        train(fails=True)
+    assert read(tmp_path / "False").complete
+    cut = read(tmp_path / "True")
+    assert not cut.complete
+    assert "did not end" in cut.note
+    assert len(cut.readings) == 1

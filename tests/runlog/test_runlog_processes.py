@@ -63,3 +63,20 @@ def test_reading_loads_neither_torch_nor_pyarrow_nor_pandas(tmp_path, make):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "5 []\n"
+
+
+def test_a_process_that_ends_by_an_exception_is_not_called_complete(tmp_path):
+    script = (
+        "import sys\n"
+        "from evengrad.nouns import Reading\n"
+        "from evengrad.runlog import Writer\n"
+        "writer = Writer(sys.argv[1], parameters=('w',))\n"
+        "writer.append(Reading(step=0, loss=1.0))\n"
+        "if sys.argv[2] == 'raise': raise ValueError('gone')\n"
+    )
+    for end in ("return", "raise"):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / end), end], capture_output=True, check=False)
+    assert read(tmp_path / "return").complete
+    cut = read(tmp_path / "raise")
+    assert [reading.loss for reading in cut.readings] == [1.0]
+    assert not cut.complete

@@ -164,7 +164,7 @@ def test_closing_twice_is_once_and_appending_afterwards_is_an_error(tmp_path, ma
         log.append(make(1, 2)[0])
 
 
-def test_an_exception_closes_the_log_and_goes_on(tmp_path, make):
+def test_an_exception_closes_the_log_and_says_that_the_run_did_not_end(tmp_path, make):
     def train():
         with Writer(tmp_path, parameters=("w", "b")) as log:
             log.append(make(0, 1)[0])
@@ -173,7 +173,7 @@ def test_an_exception_closes_the_log_and_goes_on(tmp_path, make):
     with pytest.raises(ZeroDivisionError, match="in the training"):
         train()
     record = read(tmp_path)
-    assert (len(record.readings), record.complete) == (1, True)
+    assert (len(record.readings), record.complete) == (1, False)
 
 
 def test_a_forgotten_writer_is_collected_and_closed(tmp_path, make):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
 
 import torch
@@ -226,6 +227,9 @@ class Guard:
 
     def detach(self) -> None:
         """Remove the hooks, give back held gradients, end the log; a second call does nothing."""
+        self._detach(ended=True)
+
+    def _detach(self, *, ended: bool) -> None:
         if not self._hooks:
             return
         for hook in self._hooks:
@@ -236,13 +240,15 @@ class Guard:
             self._close_unstepped()
         finally:
             if self._log is not None:
-                self._log.close()
+                self._log.close(ended=ended)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.detach()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._detach(ended=kind is None)
 
     def __repr__(self) -> str:
         return (

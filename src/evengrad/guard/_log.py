@@ -35,9 +35,9 @@ class Log:
             LOGGER.warning("parameters were added after the run log was opened: guarded, but not in the log")
         self._writer.append(row.reading(self._count))
 
-    def close(self) -> None:
-        """Write the rest and end the log."""
-        self._writer.close()
+    def close(self, *, ended: bool) -> None:
+        """Write the rest and end the log; an exception that ended the run is remembered."""
+        self._writer.close(ended=ended)
 
 
 def _rank() -> int:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 from pathlib import Path
 from typing import final
 
@@ -34,6 +35,7 @@ class Log:
         self.directory = directory
         self.failed = ""
         self.closed = False
+        self.ended: bool | None = None  # whether the run ended by itself; None until somebody says
         self.waiting: list[Reading] = []
         self._layers_lost = False
         self._process = os.getpid()
@@ -68,13 +70,14 @@ class Log:
             self._fail(err)
 
     def close(self) -> None:
-        """Write what waits and the end markers."""
+        """Write what waits, and the end markers unless an exception has ended the run."""
         if self.closed:
             return
         self.flush()
         self.closed = True
+        ended = getattr(sys, "last_value", None) is None if self.ended is None else self.ended
         for file in [*(file for _, file in self._layer_files.values()), self._steps_file]:
-            if self.failed:
+            if self.failed or not ended:
                 file.abandon()
                 continue
             try:

@@ -145,8 +145,14 @@ class Writer:
         self._flushed_at_s = self._clock()
         self._log.flush()
 
-    def close(self) -> None:
-        """Write what waits and the mark that the run ended by itself. May be called again."""
+    def close(self, *, ended: bool = True) -> None:
+        """Write what waits, and the mark that the run ended by itself. May be called again.
+
+        Args:
+            ended: False leaves out the mark, so that a reader says that the run was cut off. A process that ends by
+                an exception without closing leaves it out too.
+        """
+        self._log.ended = ended
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -155,7 +161,7 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(ended=kind is None)
 
     def __repr__(self) -> str:
         return f"Writer({str(self.directory)!r}, file={self.path.name!r}, parameters={self._parameters})"
