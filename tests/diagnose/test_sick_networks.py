@@ -87,7 +87,7 @@ PROGRAMS = {
     10: (lambda: lenet(he_normal), CE, digits, {"EG101"}, "1"),
     11: (lambda: drawn(stack(64, 17, 64, nn.ReLU, 10), small_uniform), CE, digits, {"EG101"}, "0"),
     30: (lambda: drawn(stack(64, 3, 64, nn.ReLU, 10), nn.init.zeros_), CE, digits, {"EG301"}, "1"),
-    31: (lambda: drawn(stack(64, 4, 64, nn.ReLU, 10), nn.init.ones_), CE, digits, {"EG102"}, "0"),
+    31: (lambda: drawn(stack(64, 4, 64, nn.ReLU, 10), nn.init.ones_), CE, digits, {"EG102"}, "8"),
     33: (lambda: drawn(stack(64, 20, 64, nn.ReLU, 10), partial(nn.init.normal_, std=0.01)), CE, digits, {"EG101"}, "0"),
     34: (lambda: drawn(stack(64, 20, 64, nn.ReLU, 10), partial(nn.init.normal_, std=0.4)), CE, digits, {"EG102"}, "0"),
     35: (

@@ -52,7 +52,7 @@ class VanishingThroughTime(AbstractRule):
         """Judge the recurrent module that is worst off."""
         if not finite_readings(reading.layers):
             return None
-        fresh = reading.step == record.readings[0].step
+        fresh = all(reading.step <= other.step for other in record.readings)
         profiles = [(layer, reached(layer.time_grad_rms)) for layer in reading.layers]
         judged = [(layer, profile) for layer, profile in profiles if len(profile) >= FEWEST_STEPS and max(profile) > 0]
         if not judged:
