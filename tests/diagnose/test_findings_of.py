@@ -21,7 +21,7 @@ def layers(*grads, dead=0.0, saturated=0.0, finite=True):
 
 HEALTHY = layers(1, 1, 1, 1)
 VANISHED = layers(1e-6, 1e-4, 1e-2, 1)
-EXPLODED = layers(1e6, 1e2, 1e1, 1)
+EXPLODED = layers(1e6, 1e4, 1e2, 1, 1, 1)
 
 
 def record(*seen, step=10, **settings):

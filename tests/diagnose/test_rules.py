@@ -117,16 +117,37 @@ def test_exploding_speaks_from_three_decades_on_forwards(factor, speaks):
 
 @pytest.mark.parametrize(("factor", "speaks"), [(BELOW, False), (ABOVE, True)])
 def test_exploding_speaks_from_three_decades_on_backwards(factor, speaks):
-    seen = sign("EG102", *path(1.0, 1e3 * factor, 10.0, 0.5, 0.5, 1.0))
+    seen = sign("EG102", *path(1.0, 1e3 * factor, 100.0, 0.5, 0.5, 1.0))
     assert seen.speaks == speaks
     assert seen.decades == pytest.approx(3.0, abs=1e-3)
     assert (seen.where == ("1", "2", "3", "4", "5")) == speaks
     assert ("gradient grows on its way back by 3.0 decades from `5`" in seen.message) == speaks
 
 
+@pytest.mark.parametrize("place", [0, 1, 3, 5])
+def test_one_layer_out_of_line_is_not_growth_with_depth(place):
+    sizes = [1.0] * 6
+    sizes[place] = 1e6
+    assert sign("EG102", *path(*[1.0] * 6, activations=sizes)).speaks is False
+    assert sign("EG102", *path(*sizes)).speaks is False
+
+
+@pytest.mark.parametrize(("factor", "speaks"), [(BELOW, False), (ABOVE, True)])
+def test_a_neighbour_must_share_half_of_the_growth(factor, speaks):
+    sizes = [1.0, 1.0, 1.0, 10**1.5 * factor, 1e6, 1.0]
+    for seen in (sign("EG102", *path(*[1.0] * 6, activations=sizes)), sign("EG102", *path(*sizes[::-1]))):
+        assert seen.speaks == speaks
+        assert seen.decades == pytest.approx(3.0, abs=1e-2)
+
+
 def test_a_signal_that_shrinks_and_recovers_has_not_exploded():
     assert sign("EG102", *path(1, 1, 1, 1, 1, activations=[1.0, 1e-6, 1e-6, 1e-3, 0.1])).decades == 0.0
     assert sign("EG102", *path(1, 1, 1, 1, 1, activations=[1e4, 1e4, 1e4, 1e4, 1e4])).decades == 0.0
+
+
+def test_exploding_measures_from_the_best_of_the_last_three_layers():
+    assert sign("EG102", *path(500, 500, 100, 1.0, 1e-3, 1e-3)).speaks is False
+    assert sign("EG102", *path(500, 500, 100, 1e-3, 1e-3, 1e-3)).speaks is True
 
 
 def test_a_vanishing_gradient_is_not_an_exploding_one():
@@ -247,10 +268,13 @@ def test_a_gradient_that_is_not_finite_is_told_with_its_parameters(skipped, seve
     assert ("and the step was skipped" in seen.message) == skipped
 
 
-def test_the_module_where_the_gradient_was_last_finite_is_named():
-    layers = (weighted("0", 1.0, grad_finite=False), weighted("1", None), weighted("2", 1.0), weighted("3", 1.0))
+def test_the_module_where_the_gradient_is_first_not_finite_on_its_way_back_is_named():
+    bad = {"grad_finite": False}
+    layers = (weighted("0", 1.0, **bad), weighted("1", 1.0, **bad), weighted("2", None), weighted("3", 1.0))
     seen = sign("EG202", *layers, grad_norms=(math.nan, 1.0, 1.0))
-    assert "it is finite at the output of `2` and not before it" in seen.message
+    assert "on its way back it is first not finite at the output of `1`" in seen.message
+    overflow = sign("EG202", *path(1e3, 1e30, 1.0, 1.0), grad_norms=(math.inf, 1.0, 1.0))
+    assert "at the outputs of all layers it is finite, at most 1.0e+30 (`1`)" in overflow.message
 
 
 def test_a_finite_gradient_is_no_sign_and_a_non_finite_forward_is_another_rule():

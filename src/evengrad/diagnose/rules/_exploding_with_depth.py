@@ -22,7 +22,7 @@ class ExplodingWithDepth(AbstractRule):
     Sees:
         The root mean square of the activations of the weighted layers in the order of the forward pass, and the norm
         of the loss gradient at their outputs in the order of the backward pass. The rule speaks when either grows by
-        1000 times (3 decades) over the network, in two neighbouring layers at least.
+        1000 times (3 decades) over the network and two neighbouring layers share in it.
 
     Hurts:
         One learning rate cannot fit layers whose gradients differ a thousandfold: what moves the last layer throws
@@ -91,29 +91,30 @@ class ExplodingWithDepth(AbstractRule):
 
 
 def _forward(path: tuple[Stop, ...]) -> tuple[float, Stop, Stop]:
-    """Measure the growth of the activations from the largest of the first quarter to the largest of all.
+    """Measure the growth of the activations from the largest of the first quarter on.
 
     Not from the smallest: a signal that shrank and is made up again by biases has vanished, not exploded.
     """
     start = max(path[: ceil(len(path) / 4)], key=lambda stop: stop.activation_rms)
-    largest = _largest(path, lambda stop: stop.activation_rms)
-    if start.activation_rms == 0.0:
-        return 0.0, start, largest
-    return decades_between(start.activation_rms, largest.activation_rms), start, largest
+    return _growth(path, start, lambda stop: stop.activation_rms)
 
 
 def _backward(path: tuple[Stop, ...]) -> tuple[float, Stop, Stop]:
-    """Find the largest growth of the gradient from the layers next to the loss back to an earlier one."""
-    at_loss = max(path[-3:], key=lambda stop: stop.grad_norm)
-    largest = _largest(path, lambda stop: stop.grad_norm)
-    if at_loss.grad_norm == 0.0:
-        return 0.0, at_loss, largest
-    return decades_between(at_loss.grad_norm, largest.grad_norm), at_loss, largest
+    """Measure the growth of the gradient from the layers next to the loss back to an earlier one."""
+    return _growth(path, max(path[-3:], key=lambda stop: stop.grad_norm), lambda stop: stop.grad_norm)
 
 
-def _largest(path: tuple[Stop, ...], size: Callable[[Stop], float]) -> Stop:
-    """Find the largest that a neighbour reaches too: one layer out of line is not growth with depth.
+def _growth(path: tuple[Stop, ...], start: Stop, size: Callable[[Stop], float]) -> tuple[float, Stop, Stop]:
+    """Find the largest growth in decades, its start and its end, that a neighbour of the end shares at least by half.
 
-    A class token that starts at zero, for one, gets a gradient that its normalisation has multiplied by thousands.
+    One layer out of line is not growth with depth: a class token that starts at zero, for one, gets a gradient that its
+    normalisation has multiplied by thousands.
     """
-    return max((min(pair, key=size) for pair in pairwise(path)), key=size)
+    if size(start) == 0.0:
+        return 0.0, start, start
+    best = (0.0, start, start)
+    for pair in pairwise(path):
+        low, high = sorted(pair, key=size)
+        shared = 2 * decades_between(size(start), size(low))
+        best = max(best, (min(decades_between(size(start), size(high)), shared), start, high), key=lambda one: one[0])
+    return best

@@ -15,7 +15,7 @@ class NonFiniteGradient(AbstractRule):
     Sees:
         The gradient norm of every parameter at every step: it is finite exactly when the gradient is (or so large,
         above 1e19, that its square overflows float32, which is no better). Where layers were sampled, the module at
-        whose output the gradient was last finite on its way back is named too. Steps with a non-finite forward
+        whose output the gradient is first not finite on its way back is named too. Steps with a non-finite forward
         belong to EG201.
 
     Hurts:
@@ -48,15 +48,13 @@ class NonFiniteGradient(AbstractRule):
             return Sign(decades=0.0)
         names = record.parameters or tuple(f"parameter {index}" for index in range(len(reading.grad_norms)))
         bad = tuple(name for name, norm in zip(names, reading.grad_norms, strict=False) if not isfinite(norm))
-        last_good = next((layer for layer in reading.layers if layer.grad_rms is not None and layer.grad_finite), None)
-        after = f"; it is finite at the output of `{last_good.name}` and not before it" if last_good else ""
-        spared = ", and the step was skipped" if reading.skipped else ""
+        end = _first_on_the_way_back(reading) + (", and the step was skipped" if reading.skipped else "")
         return Sign(
             decades=WIDEST_DECADES,
             speaks=True,
             where=bad,
             severity="warning" if reading.skipped else "critical",
-            message=f"the gradient of {count} of {len(names)} parameters is NaN or infinite{after}{spared}",
+            message=f"the gradient of {count} of {len(names)} parameters is NaN or infinite{end}",
             evidence=(Evidence(name="parameters with a non-finite gradient", value=float(count)),),
         )
 
@@ -68,3 +66,18 @@ class NonFiniteGradient(AbstractRule):
             Cure(treatment="Reinitialize"),
             Cure(treatment="AddNormalization"),
         )
+
+
+def _first_on_the_way_back(reading: Reading) -> str:
+    """Name the module nearest to the loss whose gradient is not finite, where layers were sampled."""
+    reached = [layer for layer in reading.layers if layer.grad_rms is not None]
+    if not reached:
+        return ""
+    bad = [layer for layer in reached if not layer.grad_finite]
+    if bad:
+        return f"; on its way back it is first not finite at the output of `{bad[-1].name}`"
+    largest = max(reached, key=lambda layer: layer.grad_norm or 0.0)
+    return (
+        f"; at the outputs of all layers it is finite, at most {largest.grad_norm:.1e} (`{largest.name}`): "
+        "the weights' own gradients overflow"
+    )
