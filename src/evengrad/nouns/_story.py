@@ -32,12 +32,16 @@ class HeatMap:
         rows: Names, first layer first.
         steps: Steps of the columns.
         values: One tuple per row, one value per column: gradient norms, not logarithms; non-finite where they were.
+        row_axis: What a row stands for.
+        column_axis: What a column stands for.
     """
 
     title: str
     rows: tuple[str, ...]
     steps: tuple[int, ...]
     values: tuple[tuple[float, ...], ...]
+    row_axis: str = "layer"
+    column_axis: str = "step"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

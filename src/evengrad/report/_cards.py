@@ -47,6 +47,7 @@ class Card:
     evidence: tuple[tuple[str, str], ...]
     cause: str
     cures: tuple[CureRow, ...]
+    untried: tuple[tuple[str, tuple[str, ...]], ...]
     left_out: str
     source: str
 
@@ -83,7 +84,8 @@ def _card(finding: Finding) -> Card:
             for item in finding.evidence[:_MOST_EVIDENCE]
         ),
         cause=_clean.sentence(finding.cause),
-        cures=_cure_rows(finding.cures[:_MOST_CURES]),
+        cures=_cure_rows(tuple(cure for cure in finding.cures[:_MOST_CURES] if cure.tried)),
+        untried=_untried(finding.cures[:_MOST_CURES]),
         left_out=_left_out(finding),
         source=_clean.sentence(finding.source),
     )
@@ -101,6 +103,17 @@ def _left_out(finding: Finding) -> str:
     return f"{' and '.join(gone)} not shown" if gone else ""
 
 
+def _untried(cures: tuple[Cure, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Put cures that were not tried together by the reason: the reason and their labels."""
+    reasons: dict[str, list[str]] = {}
+    for cure in cures:
+        if not cure.tried:
+            reasons.setdefault(_clean.sentence(cure.change) or "not tried on one batch", []).append(
+                _clean.name(cure.label)
+            )
+    return tuple((reason, tuple(labels)) for reason, labels in reasons.items())
+
+
 def _cure_rows(cures: tuple[Cure, ...]) -> tuple[CureRow, ...]:
     sizes = finite([size for cure in cures for size in (cure.before_decades, cure.after_decades)])
     longest = max(map(abs, sizes), default=0.0) or 1.0
@@ -109,11 +122,9 @@ def _cure_rows(cures: tuple[Cure, ...]) -> tuple[CureRow, ...]:
 
 def _cure_row(cure: Cure, longest: float) -> CureRow:
     compared = cure.before_decades is not None and cure.after_decades is not None
-    outcome = "not tried on this batch"
+    outcome = "could not be measured"
     if compared:
         outcome = "symptom gone" if cure.removes else "symptom still there"
-    elif cure.change:
-        outcome = "could not be tried" if cure.tried else "not tried"
     return CureRow(
         label=_clean.name(cure.label),
         tried=compared,

@@ -33,7 +33,7 @@ def heat_map_figure(grid: Grid, low: float, high: float) -> Figure:
     rows = _unique([plain(row) for row in grid.rows])
     numbers = [[None if np.isnan(cell) else round(cell, 2) for cell in row] for row in grid.decades_LT.tolist()]
     more = f" (largest of {grid.steps_each})" if grid.steps_each > 1 else ""
-    place = "%{y}<br>step %{x}" + more
+    place = "%{y}<br>" + plain(grid.column_axis) + " %{x}" + more
     common: Figure = {"type": "heatmap", "x": list(grid.steps), "y": rows, "hoverongaps": False}
     traces: list[Figure] = [
         common
@@ -134,7 +134,7 @@ def _heat_map_layout(grid: Grid, rows: list[str]) -> Figure:
     return {
         "height": min(780, max(230, 90 + 18 * len(rows))),
         "margin": {"l": 10, "r": 10, "t": 34, "b": 44},
-        "xaxis": {"title": {"text": "step"}, "showgrid": False, "zeroline": False, "tickformat": "d"}
+        "xaxis": {"title": {"text": plain(grid.column_axis)}, "showgrid": False, "zeroline": False, "tickformat": "d"}
         | ({"tickvals": list(grid.steps)} if len(grid.steps) <= 12 else {}),
         "yaxis": {
             "type": "category",

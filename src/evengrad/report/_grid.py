@@ -1,5 +1,6 @@
 """A heat map as an array: checked, pooled to a size that a page can hold, and split into its three kinds of cell."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -24,6 +25,8 @@ class Grid:
         norm_LT: The norms; NaN and Inf are kept.
         rows_each: Layers per row.
         steps_each: Sampled steps per column.
+        row_axis: What a row stands for.
+        column_axis: What a column stands for.
     """
 
     title: str
@@ -32,6 +35,8 @@ class Grid:
     norm_LT: NDArray[np.float64]  # noqa: N815
     rows_each: int = 1
     steps_each: int = 1
+    row_axis: str = "layer"
+    column_axis: str = "step"
 
     @property
     def bad_LT(self) -> NDArray[np.bool_]:  # noqa: N802
@@ -71,7 +76,14 @@ def grid_of(heat_map: HeatMap) -> Grid:
             wanted=f"{rows} rows of {columns} values",
         )
     norm_LT = np.asarray(heat_map.values, dtype=np.float64).reshape(rows, columns)
-    return Grid(title=heat_map.title, rows=heat_map.rows, steps=heat_map.steps, norm_LT=norm_LT)
+    return Grid(
+        title=heat_map.title,
+        rows=heat_map.rows,
+        steps=heat_map.steps,
+        norm_LT=norm_LT,
+        row_axis=heat_map.row_axis,
+        column_axis=heat_map.column_axis,
+    )
 
 
 def pooled(grid: Grid, *, most_rows: int = MOST_ROWS, most_steps: int = MOST_STEPS) -> Grid:
@@ -92,10 +104,40 @@ def pooled(grid: Grid, *, most_rows: int = MOST_ROWS, most_steps: int = MOST_STE
         norm_LT=norm_LT,
         rows_each=grid.rows_each * rows_each,
         steps_each=grid.steps_each * steps_each,
+        row_axis=grid.row_axis,
+        column_axis=grid.column_axis,
     )
+
+
+def scales_of(grids: Sequence[Grid]) -> dict[tuple[str, str], tuple[float, float]]:
+    """Give each kind of heat map one colour scale, in decades, so that before and after compare.
+
+    Returns:
+        By row axis and column axis: the smallest and the largest logarithm, at least half a decade apart.
+    """
+    scales: dict[tuple[str, str], tuple[float, float]] = {}
+    for grid in grids:
+        if not (~(grid.bad_LT | grid.zero_LT)).any():
+            continue
+        low, high = grid.range_decades
+        known = scales.get((grid.row_axis, grid.column_axis), (low, high))
+        scales[grid.row_axis, grid.column_axis] = min(low, known[0]), max(high, known[1])
+    return {axes: (low, max(high, low + 0.5)) for axes, (low, high) in scales.items()}
+
+
+def scale_of(grid: Grid, scales: dict[tuple[str, str], tuple[float, float]]) -> tuple[float, float]:
+    """Look up the scale of a grid; one without any number has none and gets a decade."""
+    return scales.get((grid.row_axis, grid.column_axis), (0.0, 1.0))
 
 
 def heat_map_of(grid: Grid) -> HeatMap:
     """Turn a grid back into the noun."""
     values: Any = grid.norm_LT.tolist()
-    return HeatMap(title=grid.title, rows=grid.rows, steps=grid.steps, values=tuple(tuple(row) for row in values))
+    return HeatMap(
+        title=grid.title,
+        rows=grid.rows,
+        steps=grid.steps,
+        values=tuple(tuple(row) for row in values),
+        row_axis=grid.row_axis,
+        column_axis=grid.column_axis,
+    )

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,12 +14,12 @@ from typing import Any, final
 
 from jinja2 import Environment, StrictUndefined
 
-from evengrad.nouns import HeatMap, RunLogError, Story
+from evengrad.nouns import HeatMap, RunLogError, SettingError, Story
 from evengrad.report import _clean
 from evengrad.report._cards import MOST_FINDINGS, cards_of
 from evengrad.report._colours import BAD, CIVIDIS, ZERO
 from evengrad.report._figures import Figure, heat_map_figure, loss_figure
-from evengrad.report._grid import Grid, grid_of, pooled
+from evengrad.report._grid import Grid, grid_of, pooled, scale_of, scales_of
 from evengrad.report._headline import badge, tiles
 from evengrad.report._labels import short_labels
 from evengrad.report._lines import MOST_CURVES, Line, lines_of
@@ -39,6 +40,7 @@ class _Heat:
     picture: Picture | None
     bars: tuple[Bar, ...]
     figure: int | None
+    column_axis: str
     low: float
     high: float
     has_zero: bool
@@ -55,23 +57,25 @@ class _Loss:
     has_breaks: bool
 
 
-def page(story: Story) -> str:
-    """Write a story as one HTML page that opens offline.
+def page(*stories: Story, title: str = "") -> str:
+    """Write one or several stories as one HTML page that opens offline.
 
     The page asks the network for nothing and forbids itself to: a content security policy lets run only the two scripts
     inside it, by their hashes. Plots are images first and become interactive when JavaScript is on; the numbers behind
-    each plot are a table. Every string of the story is shown as text: markup is escaped, control characters are made
+    each plot are a table. Every string of a story is shown as text: markup is escaped, control characters are made
     visible, names longer than 300 characters lose their middle.
 
     Args:
-        story: What to show. At most 200 findings, 1000 trials, 60 curves and 12 heat maps are shown, and the page says
-            how many were left out. A heat map is pooled to 300 layers by 600 steps by the largest of each block.
+        stories: What to show. Several become chapters behind a table of contents. At most 200 findings, 1000 trials, 60
+            curves and 12 heat maps of each are shown, and the page says how many were left out. A heat map is pooled to
+            300 layers by 600 steps by the largest of each block.
+        title: The title of a page of several stories.
 
     Returns:
         The page, about 2 MB where there is a plot (plotly's own script, compressed), about 30 kB where there is none.
 
     Raises:
-        SettingError: A heat map or a curve has not one value per step.
+        SettingError: A heat map or a curve has not one value per step, or there is no story.
 
     Cost: About half a second, of which plotly's script takes 0.2 s the first time; a heat map of the full 300 by 600
         adds 0.6 s and 1.3 MB.
@@ -81,22 +85,14 @@ def page(story: Story) -> str:
         >>> "No findings in 500 steps" in html, "<script src" in html
         (True, False)
     """
+    if not stories:
+        raise SettingError("stories", came="none", wanted="at least one")
     figures: list[Figure] = []
-    heats = _heats(story.heat_maps[:MOST_HEAT_MAPS], figures)
-    loss = _loss(lines_of(story.curves), figures)
+    chapters = [_chapter(story, figures) for story in stories]
     script, plotly = _text("_page.js"), _plotly() if figures else None
-    badge_words, badge_tone = badge(story)
     context: dict[str, Any] = {
-        "badge_words": _clean.name(badge_words),
-        "badge_tone": badge_tone,
-        "tiles": tiles(story),
-        "cards": cards_of(story.findings),
-        "heats": heats,
-        "loss": loss,
-        "proof": proof_of(story.verdict) if story.verdict else None,
-        "trials": trial_rows(story.trials),
-        "spreads": spread_rows(story.trials),
-        "left_out": _left_out(story),
+        "title": _clean.name(title or stories[0].title),
+        "chapters": chapters,
         "spark": spark,
         "policy": _policy([script] + ([plotly[0]] if plotly else [])),
         "style": _text("_page.css"),
@@ -107,15 +103,33 @@ def page(story: Story) -> str:
         "zero_colour": ZERO,
         "bad_colour": BAD,
     }
-    return str(_template().render(_words(story) | context))
+    return str(_template().render(context))
 
 
-def write(story: Story, path: str | Path) -> Path:
-    """Write the page of a story to a file, whole or not at all.
+def _chapter(story: Story, figures: list[Figure]) -> dict[str, Any]:
+    """Prepare what the template shows of one story; its plots join those of the page."""
+    badge_words, badge_tone = badge(story)
+    return _words(story) | {
+        "badge_words": _clean.name(badge_words),
+        "badge_tone": badge_tone,
+        "tiles": tiles(story),
+        "cards": cards_of(story.findings),
+        "heats": _heats(story.heat_maps[:MOST_HEAT_MAPS], figures),
+        "loss": _loss(lines_of(story.curves), figures),
+        "proof": proof_of(story.verdict) if story.verdict else None,
+        "trials": trial_rows(story.trials),
+        "spreads": spread_rows(story.trials),
+        "left_out": _left_out(story),
+    }
+
+
+def write(stories: Story | Sequence[Story], path: str | Path, *, title: str = "") -> Path:
+    """Write the page of one or several stories to a file, whole or not at all.
 
     Args:
-        story: What to show.
+        stories: What to show.
         path: The file; an old one is replaced. Its folder must exist.
+        title: The title of a page of several stories.
 
     Returns:
         The path.
@@ -130,7 +144,7 @@ def write(story: Story, path: str | Path) -> Path:
         )
     if target.is_dir():
         raise RunLogError(str(target), came="a folder", wanted="the name of a file", advice="add report.html to it")
-    text = page(story)
+    text = page(*([stories] if isinstance(stories, Story) else stories), title=title)
     draft = target.with_name(f".{target.name[:100]}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         draft.write_text(text, encoding="utf-8", newline="\n")
@@ -156,10 +170,8 @@ def _words(story: Story) -> dict[str, Any]:
 def _heats(heat_maps: tuple[HeatMap, ...], figures: list[Figure]) -> list[_Heat]:
     grids = [pooled(grid_of(heat_map)) for heat_map in heat_maps]
     grids = [grid for grid in grids if grid.norm_LT.size]
-    ranges = [grid.range_decades for grid in grids if (~(grid.bad_LT | grid.zero_LT)).any()]
-    low = min((first for first, _ in ranges), default=0.0)  # one scale for all, so that before and after compare
-    high = max((last for _, last in ranges), default=1.0)
-    return [_heat(grid, (low, max(high, low + 0.5)), figures) for grid in grids]
+    scales = scales_of(grids)
+    return [_heat(grid, scale_of(grid, scales), figures) for grid in grids]
 
 
 def _heat(grid: Grid, limits: tuple[float, float], figures: list[Figure]) -> _Heat:
@@ -174,6 +186,7 @@ def _heat(grid: Grid, limits: tuple[float, float], figures: list[Figure]) -> _He
         picture=None if single else picture_of(grid, low, high),
         bars=bars_of(grid, low, high) if single else (),
         figure=None if single else len(figures) - 1,
+        column_axis=_clean.name(grid.column_axis),
         low=low,
         high=high,
         has_zero=bool(grid.zero_LT.any()),
@@ -182,13 +195,14 @@ def _heat(grid: Grid, limits: tuple[float, float], figures: list[Figure]) -> _He
 
 
 def _caption(grid: Grid) -> str:
-    words = [f"{len(grid.rows)} rows, first layer at the top; "]
+    row, column = _clean.name(grid.row_axis), _clean.name(grid.column_axis)
+    words = [f"{len(grid.rows)} rows, first {row} at the top; "]
     if len(grid.steps) == 1:
-        words.append(f"step {grid.steps[0]}; bars on a logarithmic scale.")
+        words.append(f"{column} {grid.steps[0]}; bars on a logarithmic scale.")
     else:
-        words.append(f"steps {grid.steps[0]} to {grid.steps[-1]}; colour is the logarithm of the gradient norm.")
+        words.append(f"{column} {grid.steps[0]} to {grid.steps[-1]}; colour is the logarithm of the gradient's size.")
     if grid.rows_each > 1 or grid.steps_each > 1:
-        words.append(f" Each cell is the largest of up to {grid.rows_each} layers and {grid.steps_each} sampled steps.")
+        words.append(f" Each cell is the largest of up to {grid.rows_each} ({row}) by {grid.steps_each} ({column}).")
     said = short_labels(grid.rows)[1] if len(grid.steps) > 1 else ""
     return "".join(words) + (f" Not repeated on the axis: {said}." if said else "")
 

@@ -14,7 +14,7 @@ Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
 
 def heat_map_table(grid: Grid) -> Table:
     """Sum up each row of a heat map: its ends, its spread, and the cells that are zero or not finite."""
-    head = ("layer", "first", "last", "smallest", "median", "largest", "zero", "not finite")
+    head = (_clean.name(grid.row_axis), "first", "last", "smallest", "median", "largest", "zero", "not finite")
     return head, tuple(
         _row(_clean.name(row), norm_T, zero_T, bad_T)
         for row, norm_T, zero_T, bad_T in zip(grid.rows, grid.norm_LT, grid.zero_LT, grid.bad_LT, strict=True)

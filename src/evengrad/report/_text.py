@@ -18,7 +18,7 @@ from evengrad.nouns import Story
 from evengrad.report import _clean
 from evengrad.report._blocks import BAD, ZERO, bar, heat_rows, sparkline
 from evengrad.report._cards import MOST_FINDINGS, Card, CureRow, cards_of
-from evengrad.report._grid import Grid, grid_of
+from evengrad.report._grid import Grid, grid_of, scale_of, scales_of
 from evengrad.report._headline import badge
 from evengrad.report._labels import short_labels
 from evengrad.report._lines import MOST_CURVES, Line, lines_of, logarithmic
@@ -120,6 +120,7 @@ def _card(card: Card) -> Panel:
     rows += [("evidence" if at == 0 else "", f"{what}: {value}") for at, (what, value) in enumerate(card.evidence)]
     rows += [("cause", Text(card.cause, style="bold"))] if card.cause else []
     rows += [("cures" if at == 0 else "", _cure(cure)) for at, cure in enumerate(card.cures)]
+    rows += [("not tried", f"{', '.join(labels)}: {reason}") for reason, labels in card.untried]
     rows += [("", card.left_out)] if card.left_out else []
     rows += [("source", card.source)] if card.source else []
     rows += [("more", f"evengrad explain {card.code}")]
@@ -148,12 +149,13 @@ def _cure(cure: CureRow) -> Group:
 
 def _heat_parts(grids: Sequence[Grid], width: int) -> Iterable[RenderableType]:
     grids = [grid for grid in grids if grid.norm_LT.size]
-    ranges = [grid.range_decades for grid in grids if (~(grid.bad_LT | grid.zero_LT)).any()]
-    low, high = min((low for low, _ in ranges), default=0.0), max((high for _, high in ranges), default=1.0)
+    scales = scales_of(grids)
     if grids:
-        yield _head("Gradient size by layer and step")
+        yield _head("Gradient size")
     for whole in grids:
-        yield Text(f"{_clean.name(whole.title)}, steps {whole.steps[0]} to {whole.steps[-1]}", style="bold")
+        low, high = scale_of(whole, scales)
+        span = f"{_clean.name(whole.column_axis)} {whole.steps[0]} to {whole.steps[-1]}"
+        yield Text(f"{_clean.name(whole.title)}, {span}", style="bold")
         label = max(8, min(_LONGEST_LABEL, width // 4))
         labels, said = short_labels(whole.rows)
         yield from [Text(said, style="dim")] if said else []
@@ -169,7 +171,6 @@ def _heat_parts(grids: Sequence[Grid], width: int) -> Iterable[RenderableType]:
             table.add_row(Text(_clean.tick(name, label)), _blocks(blocks), Text(ends))
         yield table
         yield from _cut(len(grid.rows) - len(rows), "rows")
-    if grids:
         yield Text(f"▁ 10^{low:.1f} to █ 10^{high:.1f}, {ZERO} exactly zero, {BAD} not finite", style="dim")
 
 

@@ -10,6 +10,8 @@ import torch
 from evengrad.nouns import Curve, Finding, HeatMap, Record, Task, Trial, Verdict
 from evengrad.trial._course import Course
 
+MOST_TIME_ROWS = 40
+
 
 def heat_maps(record: Record, label: str) -> tuple[HeatMap, ...]:
     """Draw gradient size over weighted layers and sampled steps, and over time steps for recurrent layers."""
@@ -33,13 +35,16 @@ def _through_time(record: Record, label: str) -> list[HeatMap]:
         reading.step: layer.time_grad_rms for reading in sampled for layer in reading.layers if layer.name == name
     }
     length = max(len(profile) for profile in profiles.values())
-    same = {step: profile for step, profile in profiles.items() if len(profile) == length}
+    same = [(step, profile) for step, profile in profiles.items() if len(profile) == length]
+    shown = same[:: -(-len(same) // MOST_TIME_ROWS)]
     return [
         HeatMap(
-            title=f"Gradient reaching each time step of {name}, {label} (rows: training steps, columns: time steps)",
-            rows=tuple(f"step {step}" for step in same),
+            title=f"Gradient that reaches each time step of {name}, {label}",
+            rows=tuple(f"step {step}" for step, _ in shown),
             steps=tuple(range(length)),
-            values=tuple(same.values()),
+            values=tuple(profile for _, profile in shown),
+            row_axis="training step",
+            column_axis="time step",
         )
     ]
 
