@@ -143,3 +143,14 @@ def test_short_labels_stay_different_and_never_empty():
     assert said == "every name begins with “a.”"
     assert short_labels(("x", "x.y")) == (("x", "x.y"), "")
     assert short_labels(("same.one", "same.one"))[0] == ("one", "one")
+
+
+def test_layers_that_are_called_by_numbers_keep_their_labels():
+    """Plotly reads a tick of 2 on an axis of names as the name "2", not as the third row."""
+    names = tuple(str(number) for number in range(0, 26, 2))
+    figure = heat_map_figure(
+        grid_of(HeatMap(title="t", rows=names, steps=(0, 1), values=((1.0, 2.0),) * 13)), low=0.0, high=1.0
+    )
+    axis = figure["layout"]["yaxis"]
+    assert axis["tickvals"] == list(names)
+    assert axis["ticktext"] == list(names)

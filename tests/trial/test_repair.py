@@ -165,6 +165,15 @@ def test_an_exploding_task_is_cured_although_its_untreated_training_failed():
     assert result.verdict.metric_before == (None,)
 
 
+def test_a_gradient_that_is_not_finite_is_not_drawn_as_zero():
+    from math import isnan
+
+    sick = task(deep(nn.ReLU, 12, std=1.5), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
+    before = evengrad.repair(sick, seeds=1).story.heat_maps[0]
+    assert isnan(before.values[0][-1])
+    assert before.values[0][0] > 0
+
+
 def test_a_healthy_task_is_not_touched():
     healthy = task(deep(nn.ReLU, 2))
     result = evengrad.repair(healthy)

@@ -55,8 +55,13 @@ class LayerReading:
 
     @property
     def grad_norm(self) -> float | None:
-        """Norm of the gradient at the output over all its elements: unlike the rms it compares across layer sizes."""
-        return None if self.grad_rms is None else self.grad_rms * self.numel**0.5
+        """Norm of the gradient at the output over all its elements: unlike the rms it compares across layer sizes.
+
+        None when no gradient arrived, NaN when one arrived that is not finite.
+        """
+        if self.grad_rms is None:
+            return None
+        return self.grad_rms * self.numel**0.5 if self.grad_finite else float("nan")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

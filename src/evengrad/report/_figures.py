@@ -141,7 +141,7 @@ def _heat_map_layout(grid: Grid, rows: list[str]) -> Figure:
             "autorange": "reversed",
             "automargin": True,
             "showgrid": False,
-            "tickvals": places,
+            "tickvals": [rows[place] for place in places],  # by name: plotly takes a number for a name like "2"
             "ticktext": [plain(labels[place], 30) for place in places],
         },
         "meta": {"narrow_ticktext": [plain(labels[place], 13) for place in places]},

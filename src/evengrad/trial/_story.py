@@ -20,7 +20,7 @@ def heat_maps(record: Record, label: str) -> tuple[HeatMap, ...]:
         return ()
     names = tuple(layer.name for layer in sampled[0].layers if layer.weighted)
     columns = [{layer.name: layer.grad_norm for layer in reading.layers} for reading in sampled]
-    rows = tuple(tuple(float(column.get(name) or 0.0) for column in columns) for name in names)
+    rows = tuple(tuple(column.get(name) or 0.0 for column in columns) for name in names)
     steps = tuple(reading.step for reading in sampled)
     maps = [HeatMap(title=f"Gradient norm at layer outputs, {label}", rows=names, steps=steps, values=rows)]
     return (*maps, *_through_time(record, label))
