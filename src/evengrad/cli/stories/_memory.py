@@ -50,7 +50,7 @@ def forgetful_network(steps: int = 300, length: int = 40) -> Task:
     inputs, labels = sequences(40 * BATCH, length, seed=0)
     batches: Batches = list(zip(inputs.split(BATCH), labels.split(BATCH), strict=True))
     return Task(
-        name=f"remember a symbol for {length} steps",
+        name=f"a symbol to remember for {length} steps",
         model=Memory,
         optimizer=adam,
         loss=functional.cross_entropy,
