@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from evengrad.cli import main
-from evengrad.runlog import is_run, read_story
+from evengrad.runlog import is_run, read, read_story
 
 HERE = Path(__file__).parents[2]
 TASK = """
@@ -230,6 +230,42 @@ def test_a_repair_that_is_killed_leaves_its_story_and_its_log(tasks, tmp_path):
     assert story.trials[0].label == "untreated"
     assert any("killed" in note for note in story.notes)
     assert main(["report", str(log), "-o", str(tmp_path / "page.html")]) == (1 if story.findings else 0)
+
+
+def test_a_guarded_run_that_is_killed_can_be_reported(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, torch, evengrad
+        from torch import nn
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.AdamW(model.parameters())
+        guard = evengrad.Guard(model, optimizer, log=sys.argv[1])
+        step = 0
+        while True:
+            optimizer.zero_grad()
+            guard.loss(model(torch.ones(4, 3)).square().mean()).backward()
+            optimizer.step()
+            step += 1
+            if step == 200:
+                print("200 steps", flush=True)
+        """
+    )
+    log, page = tmp_path / "run", tmp_path / "page.html"
+    process = subprocess.Popen([sys.executable, "-c", script, str(log)], stdout=subprocess.PIPE, text=True, cwd=HERE)
+    try:
+        assert process.stdout.readline() == "200 steps\n"
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    record = read(log, live=True)
+    assert not record.complete
+    assert "did not end" in record.note
+    assert len(record.readings) >= 200 - 50, "at most one batch of 50 steps was not flushed"
+    assert [reading.step for reading in record.readings] == list(range(len(record.readings)))
+    assert main(["report", str(log), "-o", str(page)]) == 0
+    assert "did not end" in page.read_text()
 
 
 class NOTHING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, final
 
@@ -84,6 +84,7 @@ class Repair:
         from evengrad.trial import repair
 
         task = load_task(self.task)
+        task = replace(task, name=self.task) if task.name == "task" else task
         with Progress(quiet=self.json) as progress:
             result = repair(task, budget=self.budget, seeds=self.seeds, seed=self.seed, log=self.log, progress=progress)
         if self.output is not None:

@@ -35,12 +35,14 @@ class Course:
         record: A reading for each step, with layers on the sampled ones.
         findings: What the rules say of the record.
         model: The trained model.
+        interrupted: Whether Ctrl-C ended it; the rest is what it had come to.
     """
 
     trial: Trial
     record: Record
     findings: tuple[Finding, ...]
     model: nn.Module
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,7 @@ def sampled_steps(steps: int) -> frozenset[int]:
 def run_course(plan: Plan, tick: Tick) -> Course:
     """Train from the plan's seed; torch's random state outside is left as it was.
 
-    The training stops early when the loss is no longer finite: nothing is learnt after that.
+    The training stops early when the loss is no longer finite, as nothing is learnt after that, and on Ctrl-C.
 
     Raises:
         TaskError: A factory of the task raised or made something else than it should.
@@ -95,8 +97,13 @@ def run_course(plan: Plan, tick: Tick) -> Course:
             writer = Writer(plan.log, parameters=training.names, dtype=training.dtype, facts=facts)
             training.writer = stack.enter_context(writer)
         torch.manual_seed(plan.seed)  # the loop draws the same numbers whatever the treatment drew before
-        error = training.run(plan.steps, tick)
-        metric, metric_error = (None, "") if error else training.validate()
+        interrupted = False
+        try:
+            error = training.run(plan.steps, tick)
+            metric, metric_error = (None, "") if error else training.validate()
+        except KeyboardInterrupt:
+            interrupted, metric, metric_error = True, None, ""
+            error = f"interrupted after {len(training.losses)} steps"
     record = training.record(f"{plan.task.name}, {plan.label}, seed {plan.seed}")
     trial = Trial(
         label=plan.label,
@@ -110,7 +117,8 @@ def run_course(plan: Plan, tick: Tick) -> Course:
         error=error or metric_error,
         duration_s=time.perf_counter() - started,
     )
-    return Course(trial=trial, record=record, findings=findings_of(record), model=training.model)
+    findings = findings_of(record)
+    return Course(trial=trial, record=record, findings=findings, model=training.model, interrupted=interrupted)
 
 
 def _devices() -> list[int]:

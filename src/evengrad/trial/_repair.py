@@ -157,8 +157,7 @@ class _Search:
 
     def run(self) -> None:
         self._write()  # a directory of something else is refused before anything is done
-        self.scout = self._course(self.task, "untreated", self.seed, stage="scout", log="untreated")
-        self.findings = self.scout.findings
+        self._course(self.task, "untreated", self.seed, stage="scout", log="untreated")
         if not self.findings:
             return
         self._total = _cost(self.task.steps, len(self.seeds), self.most)
@@ -185,7 +184,11 @@ class _Search:
         course = run_course(Plan(task=task, label=label, seed=seed, steps=steps, stage=stage, log=directory), tick)
         self._done = start + steps  # a trial that failed early has used up its share
         self.trials.append(course.trial)
+        if stage == "scout":
+            self.scout, self.findings = course, course.findings
         self._write()
+        if course.interrupted:
+            raise KeyboardInterrupt
         return course
 
     def _write(self) -> None:
@@ -241,7 +244,7 @@ class _Search:
         after = [course.trial for course in self.after[:pairs]]
         verdict = judge(before, after, self.findings, untrained=self.untrained)
         if self.interrupted and pairs < len(self.seeds):
-            text = f"interrupted; {verdict.message}; nothing is proved"
+            text = f"interrupted: {verdict.message}; nothing is proved"
             return replace(verdict, outcome="not cured", message=text)
         return verdict
 
@@ -271,7 +274,7 @@ class _Search:
         shown = before[0].record if before else None
         return Story(
             title=f"Repair of {self.task.name}",
-            headline=headline(self.findings, verdict),
+            headline=headline(self.findings, verdict, interrupted=self.interrupted),
             findings=self.findings,
             heat_maps=(
                 *(heat_maps(shown, "before") if shown is not None else ()),

@@ -62,11 +62,13 @@ def curves(courses: Sequence[Course], group: str) -> tuple[Curve, ...]:
     )
 
 
-def headline(findings: Sequence[Finding], verdict: Verdict | None) -> str:
+def headline(findings: Sequence[Finding], verdict: Verdict | None, *, interrupted: bool = False) -> str:
     """Say the result in one sentence."""
-    found = ", ".join(dict.fromkeys(finding.symptom for finding in findings))
-    if verdict is None:
-        return f"{found or 'Nothing'} found; nothing proved yet"
+    found = ", ".join(dict.fromkeys(finding.symptom for finding in findings)) or "no finding"
+    if verdict is None or (interrupted and not verdict.label):
+        return (
+            f"{found[:1].upper()}{found[1:]} {'when it was interrupted' if interrupted else 'so far'}; nothing proved"
+        )
     if verdict.outcome == "was not sick":
         return "Not sick: no finding in a full training"
     end = f"{verdict.outcome} by {verdict.label}" if verdict.label else verdict.outcome
