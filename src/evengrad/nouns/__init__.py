@@ -22,7 +22,7 @@ from evengrad.nouns._finding import Cure, Evidence, Finding, Setting, Severity, 
 from evengrad.nouns._json import from_json, to_json, to_plain
 from evengrad.nouns._reading import LayerReading, Reading, Record
 from evengrad.nouns._story import Curve, HeatMap, Story
-from evengrad.nouns._task import Task
+from evengrad.nouns._task import Task, output_of
 from evengrad.nouns._verdict import Outcome, Trial, Verdict
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "Verdict",
     "described",
     "from_json",
+    "output_of",
     "printable",
     "shortened",
     "to_json",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ class Task:
     Args:
         model: Makes a fresh model; draws its weights from torch's global random state, which the trial has seeded.
         optimizer: Makes the optimizer for a model.
-        loss: `loss(model(input), target)`, a scalar tensor.
+        loss: `loss(model(input), target)`, a scalar tensor. An input that is a tuple is spread over the model's
+            arguments, a mapping over its keyword arguments (`output_of`).
         train: Makes the training batches, (input, target) each: the same sequence at every call. Starts again from the
             front when it is exhausted before `steps`.
         validate: The metric of a trained model as a float, higher is better. The model is in evaluation mode and
@@ -63,3 +64,20 @@ class Task:
                 )
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise SettingError("Task.steps", came=repr(self.steps), wanted="a positive whole number")
+
+
+def output_of(model: Callable[..., Any], data: Any) -> Any:
+    """Call a model on the input of a batch, the same way wherever one is called.
+
+    A mapping gives keyword arguments, a tuple gives positional ones; a named tuple, a list and everything else is one
+    argument.
+
+    Example:
+        >>> output_of(max, (1, 2)), output_of(max, [1, 2]), output_of(dict, {"a": 1})
+        (2, 2, {'a': 1})
+    """
+    if isinstance(data, Mapping):
+        return model(**data)
+    if isinstance(data, tuple) and not hasattr(data, "_fields"):
+        return model(*data)
+    return model(data)
