@@ -142,6 +142,7 @@ def test_the_report_of_a_guarded_run_needs_no_torch(tmp_path):
     args = ["report", str(tmp_path / "run"), "-o", str(tmp_path / "page.html")]
     done = subprocess.run([sys.executable, "-c", without, *args], capture_output=True, text=True, check=False, cwd=HERE)
     assert done.returncode == 0, done.stderr
+    assert "gradient norms only" in done.stdout
     assert "weight" in (tmp_path / "page.html").read_text()
 
 

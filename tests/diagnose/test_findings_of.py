@@ -76,6 +76,18 @@ def test_a_non_finite_forward_counts_even_where_the_run_ends_healthy():
     assert codes(VANISHED, layers(1, 1, 1, 1, finite=False), HEALTHY) == ["EG101", "EG201"]
 
 
+@pytest.mark.parametrize(("skipped", "told"), [(True, ["EG202"]), (False, ["EG101", "EG202"])])
+def test_a_skipped_step_is_told_but_brings_no_symptom_back_that_is_long_gone(skipped, told):
+    seen = record(VANISHED, HEALTHY, HEALTHY, parameters=("w",))
+    for place in (1, 2):  # also where it is the last reading of all
+        readings = list(seen.readings)
+        readings[place] = replace(readings[place], grad_norms=(math.nan,), skipped=skipped)
+        assert [one.code for one in findings_of(replace(seen, readings=tuple(readings)))] == told
+    sick = record(VANISHED, VANISHED, parameters=("w",)).readings
+    sick = (replace(sick[0], grad_norms=(math.nan,), skipped=skipped), sick[1])
+    assert [one.code for one in findings_of(replace(seen, readings=sick))] == ["EG101", "EG202"]
+
+
 @pytest.mark.parametrize(("skipped", "severity"), [(True, "warning"), (False, "critical")])
 def test_a_non_finite_gradient_counts_without_any_layers_and_less_where_the_step_was_skipped(skipped, severity):
     steps = tuple(

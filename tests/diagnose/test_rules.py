@@ -302,7 +302,8 @@ def rectifier(dead, *, observations=32, nonlinearity="relu", **settings):
     ("layer", "speaks"),
     [
         (rectifier(0.9), "warning"),
-        (rectifier(0.89), False),
+        (rectifier(0.8999999762), "warning"),  # nine in ten, as a mean in float32
+        (rectifier(0.8999), False),
         (rectifier(0.999), "warning"),
         (rectifier(1.0), "critical"),
         (rectifier(1.0, nonlinearity="relu6"), "critical"),
@@ -333,7 +334,8 @@ def saturating(frac, name="act"):
 
 
 @pytest.mark.parametrize(
-    ("frac", "speaks"), [(0.749, False), (0.75, "warning"), (0.989, "warning"), (0.99, "critical"), (1.0, "critical")]
+    ("frac", "speaks"),
+    [(0.749, False), (0.75 - 1e-7, "warning"), (0.989, "warning"), (0.99 - 1e-7, "critical"), (1.0, "critical")],
 )
 def test_saturation_speaks_from_three_quarters_on(frac, speaks):
     seen = sign("EG302", saturating(frac), weighted("1", 1.0))

@@ -3,11 +3,12 @@
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from evengrad.clip import ByGlobalNorm, ByZScore
+from evengrad.clip import AbstractPolicy, ByGlobalNorm, ByZScore
 from evengrad.guard import Guard
 from evengrad.guard._saved import carried
 from evengrad.nouns import SettingError
@@ -102,12 +103,48 @@ def test_settings_may_change_between_runs():
     assert "max_norm=2.0" in repr(guard)
 
 
-def test_a_state_per_parameter_is_carried_over_by_name():
-    state = {"whole": torch.tensor([5.0]).numpy(), "each": torch.tensor([1.0, 2.0]).numpy()}
-    fresh = {"whole": torch.zeros(1).numpy(), "each": torch.full((3,), 9.0).numpy()}
-    result = carried(state, ["a", "b"], fresh, ["b", "new", "a"])
+class WithBoth(AbstractPolicy):
+    def init(self, count, *, like=None):
+        return {"whole": np.zeros(1, dtype=np.float32), "each": np.full(count, 9.0, dtype=np.float32)}
+
+    def __call__(self, norms_P, state):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "each"),
+    [
+        ("ab", "bxa", [2.0, 9.0, 1.0]),
+        ("ab", "ab", [1.0, 2.0]),
+        ("ab", "ba", [2.0, 1.0]),
+        ("ab", "b", [2.0]),
+        ("a", "b", [9.0]),
+        ("a", "ba", [9.0, 1.0]),
+    ],
+)
+def test_a_state_per_parameter_is_carried_over_by_name_and_one_for_the_model_as_it_is(old, new, each):
+    values = np.arange(1.0, len(old) + 1, dtype=np.float32)
+    state = {"whole": np.array([5.0], dtype=np.float32), "each": values}
+    result = carried(state, list(old), WithBoth(), list(new))
     assert result["whole"].tolist() == [5.0]
-    assert result["each"].tolist() == [2.0, 9.0, 1.0]
+    assert result["each"].tolist() == each
+    assert not np.shares_memory(result["each"], values)
+
+
+def test_a_state_whose_length_does_not_fit_its_parameters_is_refused():
+    state = WithBoth().init(1)
+    with pytest.raises(ValueError, match="each has 1 numbers for 2 parameters"):
+        carried(state, ["a", "b"], WithBoth(), ["a"])
+
+
+def test_the_state_of_a_larger_model_may_be_loaded_for_a_single_parameter():
+    model, optimizer, guard = setting()
+    train(model, optimizer, guard, inputs()[:5])
+    small = nn.Linear(3, 1, bias=False)
+    other = Guard(small, torch.optim.SGD(small.parameters(), lr=0.1))
+    other.load_state_dict(guard.state_dict())
+    assert other.step == 5
+    assert other.state_dict()["state"] == guard.state_dict()["state"]
 
 
 def test_a_run_log_holds_what_the_window_holds(tmp_path):

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from evengrad.clip import ByGlobalNorm
+from evengrad.diagnose import diagnose
 from evengrad.guard import Guard
 from evengrad.nouns import UnguardedStepWarning
+from evengrad.runlog import read
 
 
 def net(seed=0):
@@ -190,6 +192,99 @@ def test_under_a_grad_scaler_the_threshold_is_in_unscaled_units(fused, seam):
         assert float(nn.utils.clip_grad_norm_(other.parameters(), 0.7)) > 0.7
         optimizer.step()
     torch.testing.assert_close(weights(model), weights(other), rtol=1e-5, atol=1e-7)
+
+
+def half_precision_run(fused, seam, log=None, *, steps=30):
+    """A healthy training in float16 whose scale starts too high: the first steps overflow."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused, foreach=False if not fused else None)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
+    losses = []
+    given = scaler if "given" in seam else None
+    with Guard(model, optimizer, scaler=given, max_consecutive_skips=20, log=log) as guard:
+        for x in batches(steps):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.float16):
+                output = model(x)
+            loss = guard.loss((output.float() - x.sum(1, keepdim=True)).square().mean())
+            scaler.scale(loss).backward()
+            if "unscale" in seam:
+                scaler.unscale_(optimizer)
+            if "clip" in seam:
+                guard.clip_()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.item())
+    assert sum(losses[-5:]) < sum(losses[:5])
+    return guard, round(math.log2(2.0**22 / scaler.get_scale()))
+
+
+@pytest.mark.parametrize(
+    ("fused", "seam"),
+    [
+        (True, "hook"),
+        (False, "hook"),
+        (True, "unscale, clip"),
+        (True, "clip, scaler given"),
+        (False, "clip, scaler given"),
+        (True, "unscale, clip, scaler given"),
+        (False, "unscale, clip, scaler given"),
+    ],
+)
+def test_the_overflows_of_a_scaler_that_looks_for_its_scale_are_skips_but_no_findings(fused, seam, tmp_path, caplog):
+    guard, overflows = half_precision_run(fused, seam, tmp_path / "run")
+    assert overflows >= 3
+    assert guard.findings() == ()
+    assert diagnose(tmp_path / "run").findings == ()
+    if (fused, seam) == (False, "hook"):  # the scaler does not call step
+        assert guard.skips == 0
+        return
+    assert guard.skips == overflows
+    assert "step 0 skipped (1 in a row): gradient not finite: 0.weight" in caplog.text
+    for record in (guard.record, read(tmp_path / "run")):
+        left_out = [reading for reading in record.readings if reading.skipped]
+        assert [reading.step for reading in left_out] == list(range(overflows))
+        assert all((reading.grad_norms, reading.total_norm, reading.scale) == ((), None, 1.0) for reading in left_out)
+        assert all(math.isfinite(reading.loss) for reading in left_out)
+        assert all(len(reading.grad_norms) == 4 for reading in record.readings[overflows:])
+
+
+@pytest.mark.parametrize(
+    "seam", ["hook", "clip", "clip, step left out", "clip, disabled scaler", "clip, finite scaler"]
+)
+def test_a_gradient_that_is_not_finite_is_a_finding_where_it_was_no_scaler_who_left_the_step_out(seam):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=seam == "clip, finite scaler")
+    scaler = torch.amp.GradScaler("cpu", enabled=False) if seam == "clip, disabled scaler" else None
+    guard = Guard(model, optimizer, scaler=scaler)
+    for x in batches(2):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        model[2].bias.grad.fill_(math.nan)
+        if "clip" in seam:
+            guard.clip_()
+        if seam == "clip, finite scaler":
+            optimizer.found_inf = torch.tensor(0.0)
+        if "left out" not in seam:
+            optimizer.step()
+    guard.detach()
+    (finding,) = guard.findings()
+    assert (finding.code, finding.severity, finding.where) == ("EG202", "warning", ("2.bias",))
+    assert finding.when == (0, 1)
+    assert guard.skips == 2
+
+
+def test_a_norm_too_large_for_float32_is_a_finding_also_under_a_scaler_that_does_not_mind():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-30)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    guard = Guard(model, optimizer, scaler=scaler)
+    scaler.scale(1e25 * model(batches(1)[0]).sum()).backward()
+    guard.clip_()
+    scaler.step(optimizer)
+    (finding,) = guard.findings()
+    assert (finding.code, finding.severity) == ("EG202", "warning")
 
 
 def test_an_overflow_that_two_devices_report_is_skipped_too():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from evengrad.nouns import Finding, Reading, Record
 from evengrad.report import page, story_of_record, text
+from evengrad.report._headline import badge
 
 
 def test_the_maps_hold_the_norms_of_parameters_and_of_weighted_layers(record):
@@ -38,6 +39,34 @@ def test_the_headline_counts_findings_and_names_them(record):
     told = story_of_record(record, (finding, other), title="r").headline
     assert told == "2 findings in 6 steps: vanishing with depth (critical), dead units (warning)"
     assert story_of_record(Record(), title="r").headline == "No steps were recorded"
+
+
+def test_a_run_without_layer_readings_is_no_clean_bill_of_health(record):
+    norms_only = replace(record, readings=tuple(replace(reading, layers=()) for reading in record.readings))
+    story = story_of_record(norms_only, title="r")
+    assert story.headline == "No findings in 6 steps; only gradient norms were recorded"
+    assert "were not judged" in story.notes[0]
+    assert "evengrad checkup" in story.notes[0]
+    assert story.notes[1:] == ("two steps are missing",)
+    assert badge(story) == ("gradient norms only", "fair")
+    assert "no findings" not in text(story)
+    assert '<span class="badge fair">gradient norms only</span>' in page(story)
+    assert badge(story_of_record(record, title="r")) == ("no findings", "good")
+
+
+def test_findings_from_norms_alone_keep_their_badge_and_the_note(record):
+    finding = Finding(code="EG202", symptom="non-finite gradient", severity="critical", where=("fc",))
+    norms_only = replace(record, readings=tuple(replace(reading, layers=()) for reading in record.readings))
+    story = story_of_record(norms_only, (finding,), title="r")
+    assert story.headline == "1 finding in 6 steps: non-finite gradient (critical)"
+    assert badge(story) == ("1 finding", "bad")
+    assert "were not judged" in story.notes[0]
+
+
+def test_an_empty_run_was_not_judged_healthy():
+    story = story_of_record(Record(), title="r")
+    assert badge(story) == ("nothing recorded", "fair")
+    assert story.notes[0] == "Nothing was judged: no steps were recorded."
 
 
 def test_an_incomplete_record_never_stays_without_a_note(record):

@@ -22,7 +22,7 @@ SICK = (Finding(code="EG101", symptom="vanishing with depth", severity="critical
 
 
 def verdict(before, after, untrained=0.1):
-    return judge(before, after, SICK, untrained=untrained).outcome
+    return judge(before, after, SICK, untrained=[untrained] * len(before)).outcome
 
 
 def sick(metric):
@@ -33,33 +33,62 @@ def test_better_and_healthy_on_every_seed_is_cured():
     assert verdict([sick(0.1), sick(0.2)], [trial(0.9), trial(0.8)]) == "cured"
 
 
+def test_one_seed_is_never_enough_for_cured():
+    assert verdict([sick(0.1)], [trial(0.9)]) == "improved"
+    message = judge([sick(0.1)], [trial(0.9)], SICK, untrained=[0.1]).message
+    assert "one seed that was not used for choosing" in message
+    assert "one seed proves little" in message
+
+
 def test_better_but_still_sick_is_only_improved():
-    assert verdict([sick(0.1)], [trial(0.9, symptom=4.0, findings=("EG101",))]) == "improved"
+    still = trial(0.9, symptom=4.0, findings=("EG101",))
+    assert verdict([sick(0.1), sick(0.1)], [trial(0.9), still]) == "improved"
+
+
+def test_a_symptom_that_only_moved_is_not_cured_and_the_new_one_is_named():
+    moved = trial(0.9, findings=("EG301",))
+    told = judge([sick(0.1), sick(0.1)], [moved, moved], SICK, untrained=[0.1, 0.1])
+    assert told.outcome == "improved"
+    assert "but now EG301" in told.message
 
 
 def test_silent_but_not_better_is_not_cured():
-    assert verdict([sick(0.5)], [trial(0.5)]) == "not cured"
+    assert verdict([sick(0.5), sick(0.5)], [trial(0.5), trial(0.5)]) == "not cured"
 
 
 def test_one_seed_that_is_not_better_is_enough_to_refuse():
     assert verdict([sick(0.5), sick(0.5)], [trial(0.9), trial(0.4)]) == "not cured"
 
 
+def test_a_gain_smaller_than_what_the_seed_alone_changes_is_noise():
+    """The accuracies are those of a network that was trained on labels drawn at random."""
+    assert verdict([sick(0.22)] * 3, [trial(0.245), trial(0.275), trial(0.255)]) == "not cured"
+    assert verdict([sick(0.4375)] * 3, [trial(0.477), trial(0.586), trial(0.563)]) == "not cured"
+    assert verdict([sick(0.22)] * 3, [trial(0.345), trial(0.375), trial(0.355)]) == "cured"
+
+
+def test_a_gain_below_one_percent_of_the_metric_is_none():
+    assert verdict([sick(0.1)] * 2, [trial(0.1000001)] * 2) == "not cured"
+    assert verdict([sick(-2.31)] * 2, [trial(-2.30)] * 2, untrained=None) == "not cured"
+    assert verdict([sick(-2.31)] * 2, [trial(-2.20)] * 2, untrained=None) == "cured"
+
+
 def test_no_better_than_an_untrained_model_is_not_cured():
-    assert verdict([sick(None)], [trial(0.1)], untrained=0.1) == "not cured"
-    assert verdict([sick(0.05)], [trial(0.1)], untrained=0.1) == "not cured"
+    assert verdict([sick(None)] * 2, [trial(0.1)] * 2, untrained=0.1) == "not cured"
+    assert verdict([sick(0.05)] * 2, [trial(0.1)] * 2, untrained=0.1) == "not cured"
 
 
 def test_a_treated_training_that_fails_is_not_cured():
-    assert verdict([sick(0.1)], [trial(None)]) == "not cured"
+    assert verdict([sick(0.1)] * 2, [trial(0.9), trial(None)]) == "not cured"
 
 
 def test_a_failed_untreated_training_is_beaten_by_one_that_learns():
-    assert verdict([sick(None)], [trial(0.9)]) == "cured"
+    assert verdict([sick(None)] * 2, [trial(0.9)] * 2) == "cured"
+    assert verdict([sick(None)] * 2, [trial(0.9)] * 2, untrained=None) == "cured"
 
 
 def test_a_symptom_that_did_not_shrink_is_not_cured():
-    assert verdict([trial(0.1, symptom=2.0)], [trial(0.9, symptom=2.0)]) == "improved"
+    assert verdict([trial(0.1, symptom=2.0)] * 2, [trial(0.9, symptom=2.0)] * 2) == "improved"
 
 
 def test_nothing_confirmed_is_not_cured():
@@ -67,15 +96,25 @@ def test_nothing_confirmed_is_not_cured():
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "winner"),
+    ("trials", "winner"),
     [
-        ((trial(0.5), 1), (trial(0.9), 5), 1),
-        ((trial(0.9), 5), (trial(0.9), 1), 1),
-        ((trial(0.900), 5), (trial(0.899), 1), 1),
-        ((trial(None), 1), (trial(0.1), 5), 1),
-        ((trial(0.9, findings=("EG101",)), 1), (trial(0.9), 5), 1),
+        ([(trial(0.5), 1), (trial(0.9), 5)], 1),
+        ([(trial(0.9), 5), (trial(0.9), 1)], 1),
+        ([(trial(0.900), 5), (trial(0.899), 1)], 1),
+        ([(trial(None), 1), (trial(0.1), 5)], 1),
+        ([(trial(0.9, findings=("EG101",)), 1), (trial(0.9), 5)], 1),
+        ([(trial(-1e6), 1), (trial(-2.6), 1), (trial(0.642), 3)], 2),
+        ([(trial(0.90), 1), (trial(0.97), 2), (trial(-50.0), 1)], 1),
     ],
-    ids=["metric", "effort", "equal within 2 % of the gain", "finished", "healthy"],
+    ids=[
+        "metric",
+        "effort",
+        "equal within half a percent",
+        "finished",
+        "healthy",
+        "the best beside a disaster",
+        "no tie",
+    ],
 )
-def test_ranking_prefers(first, second, winner):
-    assert ranked([first, second], untrained=0.1)[0] == winner
+def test_ranking_prefers(trials, winner):
+    assert ranked(trials)[0] == winner

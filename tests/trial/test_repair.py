@@ -70,7 +70,8 @@ def test_the_confirming_seeds_were_not_used_for_choosing(vanished):
 
 def test_the_verdict_is_what_its_trials_say(vanished):
     result, _ = vanished
-    confirmed = [trial for trial in result.trials if trial.stage == "confirmation"]
+    seeds = set(result.verdict.seeds)
+    confirmed = [trial for trial in result.trials if trial.stage == "confirmation" and trial.seed in seeds]
     by_label = {
         label: [t.metric for t in confirmed if t.label == label] for label in ("untreated", result.verdict.label)
     }
@@ -155,14 +156,13 @@ def test_treated_and_untreated_trials_start_from_the_same_weights():
 
 
 def test_an_exploding_task_is_cured_although_its_untreated_training_failed():
-    result = evengrad.repair(
-        task(deep(nn.ReLU, 12, std=1.5), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1)), seeds=1
-    )
+    sick = task(deep(nn.ReLU, 12, std=1.5), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
+    result = evengrad.repair(sick, seeds=2)
     assert result.trials[0].metric is None
     assert "the loss is" in result.trials[0].error
     assert {"EG102", "EG201"} & {finding.code for finding in result.findings}
     assert result.verdict.outcome == "cured"
-    assert result.verdict.metric_before == (None,)
+    assert result.verdict.metric_before == (None, None)
 
 
 def test_a_gradient_that_is_not_finite_is_not_drawn_as_zero():
@@ -227,13 +227,19 @@ def test_a_folder_of_something_else_is_refused_before_anything_runs(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_the_budget_is_kept():
+@pytest.mark.parametrize("validate", [None, lambda model: 0.25], ids=["first confirmed", "none confirmed"])
+@pytest.mark.parametrize("budget", [75, 100, 150, 400])
+def test_the_budget_is_kept(validate, budget):
     counted = []
-    counting = task(deep(nn.Sigmoid, 12), steps=20, after_step=lambda model: counted.append(1))
-    evengrad.repair(counting, seeds=1, budget=100)
-    assert 60 < len(counted) <= 100
+    changes = {} if validate is None else {"validate": validate}
+    counting = task(deep(nn.Sigmoid, 12), steps=20, after_step=lambda model: counted.append(1), **changes)
+    evengrad.repair(counting, seeds=1, budget=budget)
+    assert 60 < len(counted) <= budget
+
+
+def test_a_budget_that_is_too_small_is_refused():
     with pytest.raises(SettingError, match="want at least 75 optimizer steps"):
-        evengrad.repair(counting, seeds=1, budget=74)
+        evengrad.repair(task(deep(nn.Sigmoid, 12), steps=20), seeds=1, budget=74)
 
 
 def test_schedule_clip_and_after_step_are_part_of_the_training():

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from evengrad.checkup._counterfactual import Patient, Progress, with_causes
 from evengrad.checkup._table import table
-from evengrad.diagnose import findings_of
+from evengrad.diagnose import findings_of, rules, symptoms_of
 from evengrad.nouns import Finding, OptimizerError, Reading, Record
 from evengrad.probe import named_parameters, probe
 
@@ -38,7 +38,26 @@ class Checkup:
         loss = self.reading.loss
         head = f"loss {loss:.4g}, gradient norm {self.reading.total_norm:.3g}" if loss is not None else ""
         said = "\n\n".join(str(finding) for finding in self.findings) or "no findings"
-        return f"{table(self.reading)}\n\n{head}\n\n{said}"
+        return "\n\n".join([table(self.reading), head, said, *self.notes])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the findings leave open: a gradient that is exactly zero, and rules that could not judge this batch."""
+        judged = symptoms_of(self.reading, self.record)
+        layers = self.reading.layers
+        absent = {
+            "EG103": not any(layer.time_grad_rms for layer in layers),
+            "EG301": not any(layer.nonlinearity == "relu" for layer in layers),
+            "EG302": not any(layer.saturated_frac is not None for layer in layers),
+        }  # a rule about units that the model does not have leaves nothing open
+        open_ = [
+            f"{rule.symptom} ({rule.code})"
+            for rule in rules.ALL
+            if rule.code not in judged and not absent.get(rule.code, False)
+        ]
+        notes = ["note: the gradient is exactly zero: nothing can be learnt from this batch"]
+        notes = notes if self.reading.total_norm == 0.0 else []
+        return (*notes, *([f"not judged on this batch: {', '.join(open_)}"] if open_ else []))
 
 
 def checkup(

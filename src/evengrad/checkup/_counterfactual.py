@@ -13,6 +13,10 @@ from evengrad.nouns import Cure, EvengradError, Finding, Record
 from evengrad.probe import probe
 from evengrad.treat import make
 
+# Where the treated model has no unit of that kind any more (a rectifier swapped away), the rule has nothing to judge
+# and the symptom is gone. Everywhere else a rule that cannot judge says nothing about a cure.
+GONE_WITH_ITS_KIND = frozenset({"EG301", "EG302"})
+
 DEVELOPS = "it is not there at the first step and develops during training; trials show what prevents it"
 
 Progress = Callable[[str, int, int], None]
@@ -42,18 +46,26 @@ def with_causes(
 
     Cost: one copy of the model and one probe per treatment, one after the other.
     """
-    shown = {finding.code for finding in findings_of(patient.record)}
+    shown = frozenset(finding.code for finding in findings_of(patient.record))
     wanted = {cure.label: cure for finding in findings if finding.code in shown for cure in finding.cures}
     measured: dict[str, _Measured] = {}
     for done, (label, cure) in enumerate(wanted.items()):
         if progress is not None:
             progress(f"trying {label}", done, len(wanted))
         measured[label] = _measure(cure, patient)
-    before = symptoms_of(patient.record.readings[0], patient.record)
+    before = _Before(symptoms=symptoms_of(patient.record.readings[0], patient.record), speaking=shown)
     return tuple(
         _with_cause(finding, measured, before) if finding.code in shown else replace(finding, cause=DEVELOPS)
         for finding in findings
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Before:
+    """The symptoms of the untreated model, and the rules that speak of them."""
+
+    symptoms: dict[str, float]
+    speaking: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,34 +101,40 @@ def _measure(cure: Cure, patient: Patient) -> _Measured:
     )
 
 
-def _with_cause(finding: Finding, measured: dict[str, _Measured], before: dict[str, float]) -> Finding:
-    size = before.get(finding.code, finding.decades)
-    pairs = [(_tried(cure, measured[cure.label], finding.code, size), measured[cure.label]) for cure in finding.cures]
-    ranked = sorted(pairs, key=lambda pair: _rank(*pair))
+def _with_cause(finding: Finding, measured: dict[str, _Measured], before: _Before) -> Finding:
+    pairs = [(_tried(cure, measured[cure.label], finding.code, before), measured[cure.label]) for cure in finding.cures]
+    ranked = sorted(((cure, result.effort) for cure, result in pairs), key=lambda pair: _rank(*pair))
     return replace(finding, cures=tuple(cure for cure, _ in ranked), cause=_cause(ranked))
 
 
-def _tried(cure: Cure, result: _Measured, code: str, size: float) -> Cure:
+def _tried(cure: Cure, result: _Measured, code: str, before: _Before) -> Cure:
     cure = replace(cure, change=result.change, code=result.code, blames=result.blames)
     if result.symptoms is None:
         return cure
-    after = result.symptoms.get(code, size if code in result.speaking else 0.0)
+    after = result.symptoms.get(code)
+    if after is None and code not in GONE_WITH_ITS_KIND:
+        return replace(cure, change=f"{result.change}; afterwards the rule could not judge this batch")
     return replace(
-        cure, tried=True, before_decades=size, after_decades=max(after, 0.0), removes=code not in result.speaking
+        cure,
+        tried=True,
+        before_decades=before.symptoms[code],
+        after_decades=max(after or 0.0, 0.0),
+        removes=code not in result.speaking,
+        brings=tuple(sorted(result.speaking - before.speaking)),
     )
 
 
-def _rank(cure: Cure, result: _Measured) -> tuple[bool, bool, float, int]:
+def _rank(cure: Cure, effort: int) -> tuple[bool, bool, float, int]:
     """Removers first, of those the ones that bring no other finding, then whole decades of relief, then effort.
 
     Whole decades, because a tenth of a decade more is no reason for the larger change.
     """
     relief = cure.relief_decades
-    return (not cure.removes, bool(result.speaking), -round(relief) if relief is not None else 0, result.effort)
+    return (not cure.removes, bool(cure.brings), -round(relief) if relief is not None else 0, effort)
 
 
-def _cause(ranked: list[tuple[Cure, _Measured]]) -> str:
-    removers = [(cure, result) for cure, result in ranked if cure.removes and not result.speaking]
+def _cause(ranked: list[tuple[Cure, int]]) -> str:
+    removers = [(cure, effort) for cure, effort in ranked if cure.removes and not cure.brings]
     if not removers:
         tried = [cure for cure, _ in ranked if cure.tried]
         if not tried:
@@ -126,8 +144,8 @@ def _cause(ranked: list[tuple[Cure, _Measured]]) -> str:
             "no single change of the model removes it on this batch; the nearest is "
             f"{best.label} ({best.before_decades:.1f} to {best.after_decades:.1f} decades)"
         )
-    cure, result = min(removers, key=lambda pair: pair[1].effort)
+    cure, _ = min(removers, key=lambda pair: pair[1])
     return (
-        f"{result.blames}: {cure.label} alone brings it from {cure.before_decades:.1f} to "
+        f"{cure.blames}: {cure.label} alone brings it from {cure.before_decades:.1f} to "
         f"{cure.after_decades:.1f} decades"
     )

@@ -50,12 +50,16 @@ class Checkup:
         from evengrad import report
         from evengrad.cli._checkup import checkup_of
 
+        if self.output is not None:
+            report.check_target(self.output)
         with Progress(quiet=self.json) as progress:
             found = checkup_of(self.task, seed=self.seed, counterfactuals=self.counterfactuals, progress=progress)
-        if self.output is not None:
-            title = f"Checkup of {self.task}"
-            report.write(report.story_of_record(found.record, found.findings, title=title), self.output)
-        say({"findings": found.findings, "reading": found.reading} if self.json else str(found), as_json=self.json)
+        try:
+            say({"findings": found.findings, "reading": found.reading} if self.json else str(found), as_json=self.json)
+        finally:
+            if self.output is not None:
+                title = f"Checkup of {self.task}"
+                report.write(report.story_of_record(found.record, found.findings, title=title), self.output)
         return FINDINGS if found.findings else OK
 
 
@@ -79,17 +83,24 @@ class Repair:
     json: Quiet = False
 
     def run(self) -> int:
-        """Load the task and repair it; Ctrl-C leaves what was found so far."""
+        """Load the task and repair it; Ctrl-C leaves what was found so far and makes the exit status 130."""
+        from evengrad import report
         from evengrad.cli._load import load_task
         from evengrad.trial import repair
 
+        if self.output is not None:
+            report.check_target(self.output)
         task = load_task(self.task)
         task = replace(task, name=self.task) if task.name == "task" else task
         with Progress(quiet=self.json) as progress:
             result = repair(task, budget=self.budget, seeds=self.seeds, seed=self.seed, log=self.log, progress=progress)
-        if self.output is not None:
-            result.report(self.output)
-        say(result.story if self.json else str(result), as_json=self.json)
+        try:
+            say(result.story if self.json else str(result), as_json=self.json)
+        finally:
+            if self.output is not None:
+                result.report(self.output)
+        if result.interrupted:
+            raise KeyboardInterrupt
         return FINDINGS if result.findings else OK
 
 
@@ -109,9 +120,14 @@ class Report:
         from evengrad import report
         from evengrad.cli._report import story_of
 
+        report.check_target(self.output)
         story = story_of(self.run_directory)
-        path = report.write(story, self.output)
-        say(story if self.json else f"{report.text(story)}\nwrote {path}", as_json=self.json)
+        try:
+            say(story if self.json else report.text(story), as_json=self.json)
+        finally:
+            path = report.write(story, self.output)
+        if not self.json:
+            say(f"wrote {path}", as_json=False)
         return FINDINGS if story.findings else OK
 
 

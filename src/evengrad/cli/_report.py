@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from evengrad import report
 from evengrad.diagnose import findings_of
-from evengrad.nouns import Story
+from evengrad.nouns import Story, TornLogWarning
 from evengrad.runlog import read, read_story
 
 
@@ -21,5 +22,7 @@ def story_of(directory: Path) -> Story:
     told = read_story(directory)
     if told is not None:
         return told
-    record = read(directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TornLogWarning)  # the story's note says it
+        record = read(directory)
     return report.story_of_record(record, findings_of(record), title=f"Run {directory.name}")

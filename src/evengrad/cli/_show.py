@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from evengrad.cli._streams import write_err, write_out
 from evengrad.nouns import printable, to_plain
 
 JSON = "Write JSON to standard output instead of text."
@@ -20,12 +20,16 @@ PLAIN_EVERY_S = 10.0  # without a terminal, a line of progress this often
 
 
 def say(result: Any, *, as_json: bool) -> None:
-    """Write a result: a text, or nouns (or a dictionary of them) as JSON."""
+    """Write a result: a text, or nouns (or a dictionary of them) as JSON.
+
+    Raises:
+        RunLogError: Standard output cannot be written.
+    """
     if not as_json:
-        sys.stdout.write(f"{result}\n")
+        write_out(f"{result}\n")
         return
     plain = {key: to_plain(value) for key, value in result.items()} if isinstance(result, dict) else to_plain(result)
-    sys.stdout.write(json.dumps(plain, allow_nan=False, ensure_ascii=False) + "\n")
+    write_out(json.dumps(plain, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 class Progress:
@@ -67,7 +71,7 @@ class Progress:
             self._bars.update(self._task, completed=done, total=total, what=_shown(what))
         elif self._shown and time.monotonic() - self._spoken_s > PLAIN_EVERY_S:
             self._spoken_s = time.monotonic()
-            sys.stderr.write(f"{done} of {total}: {what}\n")
+            write_err(f"{done} of {total}: {what}")
 
 
 def _shown(what: str) -> Text:

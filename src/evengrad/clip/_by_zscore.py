@@ -19,10 +19,12 @@ _LARGEST = 1e18  # a norm above cannot be squared in float32, and would leave th
 class ByZScore(AbstractPolicy):
     """Clip a gradient whose norm is more than `z` standard deviations above the running mean of the norms.
 
-    With mean m, deviation s and score (N - m) / (s + 1e-6): a score above z brings the norm down to
-    m + z * z * s / score, so that the rarer the norm, the closer to the mean. The mean and variance then move by
-    (1 - decay) towards the norm let through. The first `warmup_steps` norms are only watched: their mean and population
-    variance are the start.
+    With mean m and variance v of the norms so far, deviation s = max(sqrt(v), std_floor * m) and bound
+    b = m + z * s, a norm N above the bound is brought down to m + (z * s)^2 / (N - m): the rarer the norm, the closer
+    to the mean. Then min(N, b) enters the statistics: m by the weight w = max(1 / n, 1 - decay) at the n-th norm, and v
+    by w towards (x - m)^2, with the new m (while 1 / n rules: the population variance of what entered). So the first
+    norms are averaged, one norm can raise the mean by w * z * s only, and the policy follows a level that lasts within
+    tens of steps. Nothing depends on the unit of the norms.
 
     A step whose norm is not finite, or above 1e18, is skipped and leaves the state equal to the bit. A norm of 0
     changes nothing and does not count as seen.
@@ -30,31 +32,42 @@ class ByZScore(AbstractPolicy):
     Args:
         z: Deviations above which a norm is clipped, positive. 2.5 is the paper's choice.
         decay: Weight of the past in mean and variance, in (0, 1). 0.97 is the paper's choice: about 33 steps.
-        warmup_steps: Norms watched before the first clip, at least 1. 25 is the paper's choice.
+        warmup_steps: Norms watched before the first clip, at least 1. 1, so that a bad step near the start is caught;
+            the paper has 25.
+        std_floor: The smallest deviation, in means, not negative. 1.0, the smallest measured that clipped less than
+            1 % of the steps of healthy trainings: then only norms above 3.5 means are clipped, and with batches whose
+            norms differ by more than their mean, later.
+        published: Follow the paper to the letter, to compare with it: the clipped norm, not the bound, enters the
+            statistics, the plain average ends with the warm-up, and 1e-6 is added to the denominators. Wants
+            `std_floor=0.0`; the paper's `warmup_steps` is 25. Not for use: where the norm rises for good, the
+            variance dies out, and then most steps are clipped.
 
     Raises:
-        SettingError: A setting is out of range.
+        SettingError: A setting is out of range, or `published` comes with a floor.
 
     Cost: About forty operations, all but ten on single numbers.
 
     Example:
         >>> import numpy as np
-        >>> policy = ByZScore(warmup_steps=2)
+        >>> policy = ByZScore()
         >>> state = policy.init(1)
         >>> for norm in (1.0, 2.0, 100.0):
         ...     decision = policy(np.array([norm], dtype=np.float32), state)
         ...     state = decision.state
         >>> round(float(decision.scale[0] * decision.norm[0]), 3)
-        1.516
+        1.643
 
     Source: Kumar et al., 2025, ZClip, arXiv:2504.02507, z-score mode with adaptive scaling and no constant threshold.
-    Differs in that norms that are not finite or 0 never enter the statistics (in the reference one NaN ends the
-    clipping for good), and in running sums for the warm-up instead of a buffer, which gives the same numbers.
+    Differs in the floor and in feeding the bound, without which healthy trainings are clipped at most steps (figures:
+    `docs/decisions/0008-default-policy.md`), in the warm-up, in adding no epsilon, and in that norms that are not finite
+    or 0 never enter the statistics, even with `published` (in the reference one NaN ends the clipping for good).
     """
 
     z: float = 2.5
     decay: float = 0.97
-    warmup_steps: int = 25
+    warmup_steps: int = 1
+    std_floor: float = 1.0
+    published: bool = False
 
     def __post_init__(self) -> None:
         positive("z", self.z)
@@ -64,9 +77,16 @@ class ByZScore(AbstractPolicy):
         positive("warmup_steps", self.warmup_steps)
         if not isinstance(self.warmup_steps, int):
             raise SettingError("warmup_steps", came=repr(self.warmup_steps), wanted="a positive whole number")
+        if self.std_floor != 0 or isinstance(self.std_floor, bool):
+            positive("std_floor", self.std_floor)
+        if not isinstance(self.published, bool):
+            raise SettingError("published", came=repr(self.published), wanted="a truth value")
+        if self.published and self.std_floor:
+            advice = "the published formula has no floor"
+            raise SettingError("std_floor", came=repr(self.std_floor), wanted="0.0 with published=True", advice=advice)
 
     def init(self, count: int, *, like: Array = None) -> State:
-        """Make the state: how many norms were seen (up to `warmup_steps`), their mean and variance."""
+        """Make the state: how many norms were seen (as far as it matters), their mean and variance."""
         return {name: zeros(1, like) for name in ("seen", "mean", "var")}
 
     def __call__(self, norms_P: Array, state: State) -> Decision:
@@ -77,29 +97,37 @@ class ByZScore(AbstractPolicy):
         finite = norm <= _LARGEST
         counts = finite & (norm > 0)
         usable = xp.where(counts, norm, one)
-        mean, std = state["mean"], xp.sqrt(state["var"])
-        score = (usable - mean) / (std + _EPS)
-        spike = counts & (state["seen"] >= self.warmup_steps) & (score > self.z)
-        target = xp.where(spike, mean + self.z**2 * std / xp.where(spike, score, one), usable)
+        eps = _EPS if self.published else 0.0
+        mean, std = state["mean"], self._deviation(state)
+        excess, room = usable - mean, self.z * (std + eps)
+        spike = counts & (state["seen"] >= self.warmup_steps) & (excess > room)
+        target = xp.where(spike, mean + room * (self.z * std / xp.where(spike, excess, one)), usable)
+        fed = target if self.published else xp.where(spike, mean + room, usable)
         return Decision(
             norm=norm,
-            scale=xp.where(spike, target / (usable + _EPS), one),
+            scale=xp.where(spike & (target < usable), target / (usable + eps), one),
             skip=~finite,
-            state=self._moved(state, target, counts),
+            state=self._moved(state, fed, counts),
         )
 
+    def _deviation(self, state: State) -> Array:
+        """Take the standard deviation, at least the floor."""
+        xp = array_namespace(state["var"])
+        std, floor = xp.sqrt(state["var"]), self.std_floor * state["mean"]
+        return xp.where(std < floor, floor, std)
+
     def _moved(self, state: State, value: Array, counts: Array) -> State:
-        """Move the statistics towards a value where it counts; during the warm-up by its share of the norms seen."""
+        """Move the statistics towards a value where it counts; at first by its share of the norms seen."""
         xp = array_namespace(value)
         seen, mean, var = state["seen"], state["mean"], state["var"]
-        warming = seen < self.warmup_steps
-        weight = xp.where(warming, 1.0 / (seen + 1.0), xp.full_like(value, 1.0 - self.decay))
+        averaging = seen < self.warmup_steps if self.published else (seen + 1.0) * (1.0 - self.decay) < 1.0
+        weight = xp.where(averaging, 1.0 / (seen + 1.0), xp.full_like(value, 1.0 - self.decay))
         before = value - mean
         moved = mean + weight * before
         after = value - moved
-        spread = xp.where(warming, before, after) * after  # Welford's product gives the exact variance of those seen
+        spread = xp.where(averaging, before, after) * after  # Welford's product gives the exact variance of those seen
         return {
-            "seen": xp.where(counts & warming, seen + 1.0, seen),
+            "seen": xp.where(counts & (averaging | (seen < self.warmup_steps)), seen + 1.0, seen),
             "mean": xp.where(counts, moved, mean),
             "var": xp.where(counts, var + weight * (spread - var), var),
         }

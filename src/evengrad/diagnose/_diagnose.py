@@ -50,24 +50,20 @@ def findings_of(record: Record) -> tuple[Finding, ...]:
     """Let every rule judge a record.
 
     A run that ends healthy gets no finding, even if a rule would have spoken on the way: a recurrent network may start
-    with a vanishing gradient and learn to hold it. A run that ends sick is told from its beginning, so that what came
-    first is seen: an exploding network is dead by the time it ends. Non-finite numbers always count.
+    with a vanishing gradient and learn to hold it. A rule ends healthy only by a reading that it could judge: a network
+    that has lost its gradient altogether has not recovered. A run that ends sick is told from its beginning, so that
+    what came first is seen: an exploding network is dead by the time it ends. Non-finite numbers are always told; a
+    gradient whose step was skipped has done no harm, so that alone does not make the run end sick.
     """
     signs = {rule: _signs(rule, record) for rule in rules.ALL}
-    sampled = [reading.step for reading in record.readings if reading.layers]
-    last = sampled[-1] if sampled else None
-    ends_sick = any(
-        sign.speaks and (reading.step == last or rule.code in ALWAYS)
-        for rule, seen in signs.items()
-        for reading, sign in seen
-    )
-    if not ends_sick:
-        return ()
+    if not any(_ends_sick(rule, [sign for _, sign in seen]) for rule, seen in signs.items()):
+        signs = {rule: seen for rule, seen in signs.items() if rule.code in ALWAYS}
     found = [_finding(rule, seen) for rule, seen in signs.items()]
     return tuple(sorted((one for one in found if one is not None), key=lambda one: one.severity != "critical"))
 
 
 ALWAYS = frozenset({"EG201", "EG202"})
+"""Rules that are told wherever in a run they speak."""
 
 
 def symptoms_of(reading: Reading, record: Record) -> dict[str, float]:
@@ -79,6 +75,13 @@ def symptoms_of(reading: Reading, record: Record) -> dict[str, float]:
 def _signs(rule: AbstractRule, record: Record) -> list[tuple[Reading, Sign]]:
     judged = [(reading, rule.sign(reading, record)) for reading in record.readings]
     return [(reading, sign) for reading, sign in judged if sign is not None]
+
+
+def _ends_sick(rule: AbstractRule, judged: list[Sign]) -> bool:
+    """Tell whether a rule speaks in the last reading that it could judge, or of harm that cannot be undone."""
+    if rule.code in ALWAYS:
+        return any(sign.speaks and sign.severity == "critical" for sign in judged)
+    return bool(judged) and judged[-1].speaks
 
 
 def _finding(rule: AbstractRule, seen: list[tuple[Reading, Sign]]) -> Finding | None:

@@ -1,4 +1,4 @@
-"""The gradient's way back through the weighted layers, as numbers that compare across layer sizes."""
+"""The weighted layers in the order of the forward pass, as numbers that compare across layer sizes."""
 
 from dataclasses import dataclass
 from math import log10
@@ -39,6 +39,15 @@ def stops(reading: Reading) -> tuple[Stop, ...]:
         kept.append(Stop(name=layer.name, grad_norm=size, activation_rms=layer.activation_rms))
         behind = min(behind, size)
     return tuple(reversed(kept))
+
+
+def weighted_layers(reading: Reading) -> tuple[Stop, ...]:
+    """List all weighted layers in the order of the forward pass, whatever gradient reached them (0 where none did)."""
+    return tuple(
+        Stop(name=layer.name, grad_norm=layer.grad_norm or 0.0, activation_rms=layer.activation_rms)
+        for layer in reading.layers
+        if layer.weighted
+    )
 
 
 def by_module(path: tuple[Stop, ...]) -> tuple[Stop, ...]:

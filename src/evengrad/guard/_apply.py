@@ -38,6 +38,8 @@ class Outcome:
         scale: The factor for the gradients.
         skipped: Whether the step is left out.
         state: The policy's state for the next step.
+        overflow: Whether it is left out by a GradScaler, on gradients that are not finite as scaled: how a scaler finds
+            its scale, and no sign of a fault.
     """
 
     norms_P: Array  # noqa: N815
@@ -45,6 +47,7 @@ class Outcome:
     scale: float
     skipped: bool
     state: State
+    overflow: bool = False
 
 
 class AbstractApply(ABC):
@@ -94,7 +97,7 @@ class OnHost(AbstractApply):
         decision = policy(norms_P, state)
         total = float(decision.norm[0])
         if found_inf or bool(decision.skip[0]):
-            return Outcome(norms_P=norms_P, total=total, scale=1.0, skipped=True, state=state)
+            return Outcome(norms_P=norms_P, total=total, scale=1.0, skipped=True, state=state, overflow=found_inf)
         scale = float(decision.scale[0])
         return Outcome(norms_P=norms_P, total=total, scale=scale, skipped=False, state=decision.state)
 
@@ -117,6 +120,11 @@ class OnHost(AbstractApply):
         if all(parameter.grad is None for parameter, _ in held):
             for parameter, grad in held:
                 parameter.grad = grad
+
+
+def overflowed(found_inf: Tensor | None) -> bool:
+    """Read what a GradScaler has found; waits for an accelerator, so only to be asked where a step is skipped."""
+    return found_inf is not None and bool(found_inf.detach().cpu().numpy() != 0)
 
 
 def _on_host(measured: Measured) -> tuple[Array, bool]:

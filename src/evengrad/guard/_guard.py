@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
 
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evengrad.clip import policy_of
-from evengrad.guard._apply import Measured, OnHost, Outcome
+from evengrad.guard._apply import Measured, OnHost, Outcome, overflowed
 from evengrad.guard._history import History, Row, rates
 from evengrad.guard._log import Log
-from evengrad.guard._names import check, dtype_name, lengths, named
+from evengrad.guard._names import check, dtype_name, groups, named, regrouped
 from evengrad.guard._saved import Memory, carried, packed, unpacked
 from evengrad.guard._skips import Skips
 from evengrad.measure import Norms
@@ -42,14 +43,16 @@ class Guard:
     With `step(closure)` the gradients come into being inside the step, where the hook does not see them: call `clip_()`
     in the closure after `backward()`. Under a GradScaler with a fused optimizer nothing else is needed. With any other
     optimizer the scaler does not call `step` on an overflow; the guard counts such a step only where `clip_()` saw it.
+    A scaler's overflow is how it looks for its scale: the step counts as skipped, its reading has no gradient norms,
+    and it is no finding.
 
     Args:
         model: Gives the parameters their names.
         optimizer: Any torch optimizer of the model. One that is itself wrapped must be the inner one.
         clip: A policy, a number (a threshold as in `clip_grad_norm_`), or None for `ByZScore()`, which needs none.
         log: A run directory; one reading per step is written there.
-        scaler: The loop's GradScaler; needed only where `clip_()` is called without `scaler.unscale_` before it:
-            `clip_()` then calls it.
+        scaler: The loop's GradScaler; needed only where `clip_()` is called: it calls `scaler.unscale_` unless the loop
+            has, and tells the scaler's overflows from faults also where the optimizer is not fused.
         max_consecutive_skips: More skipped steps in a row raise. 100 outlasts a GradScaler that looks for its scale.
 
     Raises:
@@ -145,7 +148,7 @@ class Guard:
         if not self._inside:
             self._apply.release()
             self._close_unstepped()
-        if self._scaler is not None and self._scaler.is_enabled():
+        if self._scaling:
             _unscale(self._scaler, self._optimizer)
         outcome = self._decided()
         self._apply.scale(outcome, self._parameters)
@@ -267,6 +270,8 @@ class Guard:
             self._current = outcome
         else:
             self._current = self._pending
+            if self._pending.skipped and overflowed(getattr(optimizer, "found_inf", None)):
+                self._current = replace(self._pending, overflow=True)
         self._pending = None
         if self._current is not None and self._current.skipped:
             self._apply.hold(self._parameters)
@@ -284,21 +289,28 @@ class Guard:
                 stacklevel=3,
             )
 
+    @property
+    def _scaling(self) -> bool:
+        return self._scaler is not None and bool(self._scaler.is_enabled())
+
     def _decided(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> Outcome:
-        if lengths(self._optimizer) != self._lengths:
+        if regrouped(self._groups, self._optimizer):
             old_names = self._names
             self._plan()
-            self._state = carried(self._state, old_names, self._policy.init(len(self._names)), self._names)
+            self._state = carried(self._state, old_names, self._policy, self._names)
         measured = Measured(squared=self._norms.squared(), grad_scale=grad_scale, found_inf=found_inf)
         outcome = self._apply.decide(measured, self._policy, self._state)
         self._state = outcome.state
         return outcome
 
     def _close_unstepped(self) -> None:
-        """Close a decision of `clip_()` that no step followed: a GradScaler has left the step out on an overflow."""
+        """Close a decision of `clip_()` that no step followed: a GradScaler has left the step out on an overflow.
+
+        Where the guard knows of no scaler, it may as well be the loop that has left the step out, for a fault.
+        """
         outcome, self._pending = self._pending, None
         if outcome is not None and outcome.skipped:
-            self._close(outcome)
+            self._close(replace(outcome, overflow=self._scaling))
 
     def _close(self, outcome: Outcome | None) -> None:
         row = Row(step=self._step, loss=self._loss, lrs=rates(self._optimizer.param_groups), outcome=outcome)
@@ -312,7 +324,7 @@ class Guard:
     def _plan(self) -> None:
         parameters = named(self._model, self._optimizer)
         self._names, self._parameters = list(parameters), list(parameters.values())
-        self._lengths = lengths(self._optimizer)
+        self._groups = groups(self._optimizer)
         self._norms = Norms(self._parameters)
 
     def _on_device(self, value: float) -> Tensor:

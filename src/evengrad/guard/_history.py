@@ -30,6 +30,8 @@ class Row:
         loss = None if self.loss is None else _number(self.loss)
         if self.outcome is None:
             return Reading(step=self.step, loss=loss, lrs=lrs)
+        if self.outcome.overflow:  # norms of scaled gradients say nothing about the run
+            return Reading(step=self.step, loss=loss, lrs=lrs, skipped=True)
         return Reading(
             step=self.step,
             loss=loss,

@@ -1,6 +1,7 @@
 """Which parameters a guard guards, and what they are called."""
 
 from collections.abc import Sequence
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +47,18 @@ def named(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return dict(found.values())
 
 
-def lengths(optimizer: Optimizer) -> list[int]:
-    """Count the parameters of each group: cheap to compare, and different once one was added."""
-    return [len(group["params"]) for group in optimizer.param_groups]
+def groups(optimizer: Optimizer) -> list[list[Tensor]]:
+    """List the parameters of each group."""
+    return [list(group["params"]) for group in optimizer.param_groups]
+
+
+def regrouped(known: list[list[Tensor]], optimizer: Optimizer) -> bool:
+    """Tell whether a parameter was added, taken away or replaced by another since; cheap, for every step."""
+    now = optimizer.param_groups
+    return len(known) != len(now) or not all(
+        len(old) == len(group["params"]) and all(map(is_, old, group["params"]))
+        for old, group in zip(known, now, strict=True)
+    )
 
 
 def dtype_name(parameters: Sequence[Tensor]) -> str:

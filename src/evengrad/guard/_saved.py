@@ -53,33 +53,34 @@ def unpacked(saved: Mapping[str, Any], policy: AbstractPolicy, names: Sequence[s
         raise _wrong(f"the state of {saved.get('policy')}", f"the state of {type(policy).__name__}")
     try:
         loaded = {key: _vector(value) for key, value in saved["state"].items()}
-        state = carried(loaded, list(saved["parameters"]), policy.init(len(names)), names)
+        state = carried(loaded, list(saved["parameters"]), policy, names)
         counts = {name: int(saved[name]) for name in COUNTS}
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise _wrong(f"{type(err).__name__}: {err}") from err
     return Memory(policy=policy, names=names, state=state, **counts)
 
 
-def carried(state: State, old_names: Sequence[str], fresh: State, names: Sequence[str]) -> State:
+def carried(state: State, old_names: Sequence[str], policy: AbstractPolicy, names: Sequence[str]) -> State:
     """Carry a state over to other parameters: arrays for the whole model as they are, the others by name.
 
     Args:
         state: The state to carry over.
         old_names: The parameters that it was for.
-        fresh: A state for the new parameters as at the first step.
-        names: The new parameters.
+        policy: The policy whose state it is.
+        names: The new parameters; one that is not among the old starts as at the first step.
     """
+    # With two parameters a length tells what an array is for; with one it does not.
+    each = {key for key, start in policy.init(2).items() if len(start) == 2}
+    places = {name: place for place, name in enumerate(old_names)}
     result = {}
-    for key, start in fresh.items():
+    for key, start in policy.init(len(names)).items():
         old = np.asarray(state[key])
-        if old.shape == start.shape and (len(start) != len(names) or list(old_names) == list(names)):
-            result[key] = old.copy()
-        elif len(old) == len(old_names) and len(start) == len(names):
-            places = {name: place for place, name in enumerate(old_names)}
+        if len(old) != (len(old_names) if key in each else len(start)):
+            raise ValueError(f"{key} has {len(old)} numbers for {len(old_names)} parameters")
+        if key in each:
             values = [old[places[name]] if name in places else start[at] for at, name in enumerate(names)]
-            result[key] = np.asarray(values, dtype=np.float32)
-        else:
-            raise ValueError(f"{key} has {len(old)} numbers for {len(names)} parameters")
+            old = np.asarray(values, dtype=np.float32)
+        result[key] = old.copy()
     return result
 
 

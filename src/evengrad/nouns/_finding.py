@@ -34,7 +34,8 @@ class Cure:
         tried: Whether a counterfactual was run.
         before_decades: Size of the symptom before, in decades.
         after_decades: Size of the symptom after; None when it was not tried or the treatment does not apply.
-        removes: Whether the rule is silent afterwards.
+        removes: Whether the rule could judge afterwards and is silent.
+        brings: Codes of rules that speak afterwards and did not before.
         change: What the treatment changed, in words; or why it could not be tried.
         code: The change as code to paste.
         blames: What a success of this treatment shows to be the cause.
@@ -46,6 +47,7 @@ class Cure:
     before_decades: float | None = None
     after_decades: float | None = None
     removes: bool = False
+    brings: tuple[str, ...] = ()
     change: str = ""
     code: str = ""
     blames: str = ""
@@ -143,6 +145,7 @@ def described(cure: Cure) -> str:
     if cure.before_decades is None or cure.after_decades is None:
         return f"{cure.label}: " + (f"not tried: {cure.change}" if cure.change else "not tried on this batch")
     outcome = "symptom gone" if cure.removes else "symptom still there"
+    outcome += f", but now {', '.join(cure.brings)}" if cure.brings else ""
     return f"{cure.label}: {cure.before_decades:.1f} -> {cure.after_decades:.1f} decades, {outcome}"
 
 

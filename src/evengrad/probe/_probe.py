@@ -8,14 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evengrad.nouns import BatchError, LossError, ModelError, Reading, Record
+from evengrad.nouns import BatchError, LossError, ModelError, Reading, Record, output_of
 from evengrad.probe._kinds import plain_name
 from evengrad.probe._left_as_found import left_as_found
-from evengrad.probe._session import Session
+from evengrad.probe._session import Session, all_finite
 from evengrad.probe._statistics import is_additive_mask, norm
 
 
-def probe(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, *, step: int = 0) -> Record:
+def probe(
+    model: nn.Module,
+    loss: Callable[[Any, Any], Tensor],
+    batch: Any,
+    *,
+    step: int = 0,
+    allow_broken_loss: bool = False,
+) -> Record:
     """Take a full reading of one batch: one forward, one backward, and everything left as found to the bit.
 
     Gradients are computed beside the parameters' own (`torch.autograd.grad`), so `.grad` is not touched; buffers,
@@ -26,8 +33,14 @@ def probe(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, *, s
         model: Any module with parameters. A compiled model runs eagerly here.
         loss: `loss(model(input), target)`, a scalar.
         batch: (input, target). An input that is a tuple is spread over the model's arguments, a mapping over its
-            keyword arguments.
+            keyword arguments (`output_of`).
         step: The step number to write in the reading.
+        allow_broken_loss: Whether to take a reading of the forward alone where NaN or infinities are why there is no
+            more: the loss raised or has no graph after an output that is not finite, as `nn.BCELoss` does, or the
+            forward raised after a module whose output is not finite, as `torch.distributions` does. The reading then
+            has the loss NaN and no gradients, and its layers end where the forward ended. Everything else raises as it
+            does otherwise, which is the default because a loss that raises is more often a mistake in a program. On
+            CUDA some losses stop the device instead of raising; nothing can be read after that.
 
     Returns:
         A record of one reading with the layers in the order of the forward pass.
@@ -53,17 +66,20 @@ def probe(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, *, s
     trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
     with left_as_found(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         with Session(model) as session:
-            value = _loss(loss, _forward(model, data), target)
-        found = _backward(model, value, [*trained, *session.inputs])
-    gradients: dict[Tensor, Tensor | None] = dict(zip(trained, found, strict=False))
-    norms = _norms(parameters, gradients)
-    reading = Reading(
-        step=step,
-        loss=float(value.detach()),
-        grad_norms=norms,
-        total_norm=sum(one * one for one in norms) ** 0.5,
-        layers=session.readings(gradients),
-    )
+            value = _watched_loss(session, loss, (data, target), allow_broken_loss=allow_broken_loss)
+        found = None if value is None else _backward(model, value, [*trained, *session.inputs])
+    if value is None or found is None:
+        reading = Reading(step=step, loss=float("nan"), layers=session.readings(None))
+    else:
+        gradients: dict[Tensor, Tensor | None] = dict(zip(trained, found, strict=False))
+        norms = _norms(parameters, gradients)
+        reading = Reading(
+            step=step,
+            loss=float(value.detach()),
+            grad_norms=norms,
+            total_norm=sum(one * one for one in norms) ** 0.5,
+            layers=session.readings(gradients),
+        )
     dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
     return Record(readings=(reading,), parameters=tuple(parameters), dtype=dtype)
 
@@ -126,11 +142,33 @@ def _check_tensor(what: str, tensor: Tensor) -> None:
             )
 
 
+def _watched_loss(
+    session: Session, loss: Callable[[Any, Any], Tensor], batch: tuple[Any, Any], *, allow_broken_loss: bool
+) -> Tensor | None:
+    """Run forward and loss; None where what is not finite has kept them from giving a loss, and that is tolerated."""
+    data, target = batch
+    try:
+        output = _forward(session.model, data)
+    except ModelError:
+        if allow_broken_loss and session.saw_non_finite():
+            return None
+        raise
+    excused = allow_broken_loss and not all_finite(output)
+    try:
+        value = _called(loss, output, target)
+    except LossError:
+        if excused:
+            return None
+        raise
+    value = _scalar(value)
+    if excused and not value.requires_grad:
+        return None
+    return _with_graph(value)
+
+
 def _forward(model: nn.Module, data: Any) -> Any:
     try:
-        if isinstance(data, Mapping):
-            return model(**data)
-        return model(*data) if isinstance(data, tuple) and not hasattr(data, "_fields") else model(data)
+        return output_of(model, data)
     except Exception as err:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(data)) or type(data).__name__
         raise ModelError(
@@ -152,9 +190,9 @@ def _backward(model: nn.Module, value: Tensor, wanted: list[Tensor]) -> tuple[Te
         ) from err
 
 
-def _loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+def _called(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Any:
     try:
-        value = loss(output, target)
+        return loss(output, target)
     except Exception as err:
         _check_labels(output, target, err)
         raise LossError(
@@ -162,9 +200,16 @@ def _loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tenso
             came=f"{type(err).__name__}: {err}"[:300],
             wanted=f"a scalar for an output of shape {_shape(output)} and a target of shape {_shape(target)}",
         ) from err
+
+
+def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise LossError("loss(output, target)", came=came, wanted="a scalar tensor", advice="take the mean")
+    return value.reshape(())
+
+
+def _with_graph(value: Tensor) -> Tensor:
     if not value.requires_grad:
         raise LossError(
             "loss(output, target)",
@@ -172,7 +217,7 @@ def _loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tenso
             wanted="a loss that depends on the parameters through differentiable operations",
             advice="look for .detach(), .item(), argmax or torch.no_grad() between the model and the loss",
         )
-    return value.reshape(())
+    return value
 
 
 def _check_labels(output: Any, target: Any, cause: Exception) -> None:

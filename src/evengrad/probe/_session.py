@@ -71,6 +71,7 @@ class Session:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.entries: list[Entry] = []
         self.inputs: list[Tensor] = []
         inner = parametrizations_of(model)
@@ -181,15 +182,19 @@ class Session:
         time_dim = 1 if getattr(module, "batch_first", False) and value.ndim == 3 else 0
         value.register_hook(lambda gradient: _see_time(entry, gradient, time_dim))
 
-    def readings(self, gradients: Mapping[Tensor, Tensor | None]) -> tuple[LayerReading, ...]:
+    def saw_non_finite(self) -> bool:
+        """Tell whether an output so far is not finite; waits for the device, so ask only when something went wrong."""
+        return any(entry.activation is not None and not bool(entry.activation[0]) for entry in self.entries)
+
+    def readings(self, gradients: Mapping[Tensor, Tensor | None] | None) -> tuple[LayerReading, ...]:
         """Bring everything to the host, in one transfer per device.
 
         Args:
-            gradients: The gradient of each parameter, None where there is none.
+            gradients: The gradient of each parameter, None where there is none; None if there was no backward.
         """
-        vectors = [vector for entry in self.entries for vector in _vectors(entry, gradients)]
+        vectors = [vector for entry in self.entries for vector in _vectors(entry, gradients or {})]
         values = iter(_to_host(vectors))
-        return tuple(_reading(entry, values) for entry in self.entries)
+        return tuple(_reading(entry, values, went_back=gradients is not None) for entry in self.entries)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -213,6 +218,11 @@ def _all_finite(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.ones(())
     return torch.stack([torch.isfinite(tensor.detach()).all().to(tensors[0].device) for tensor in tensors]).all()
+
+
+def all_finite(value: Any) -> bool:
+    """Tell whether every floating-point tensor in an output is finite; waits for the device."""
+    return bool(_all_finite(list(_float_tensors(value))))
 
 
 def _inputs_finite(tensors: list[Tensor]) -> Tensor:
@@ -259,7 +269,7 @@ def _to_host(vectors: list[Tensor]) -> list[list[float]]:
     return [flat[end - length : end] for end, length in zip(accumulate(lengths), lengths, strict=True)]
 
 
-def _reading(entry: Entry, values: Iterator[list[float]]) -> LayerReading:
+def _reading(entry: Entry, values: Iterator[list[float]], *, went_back: bool) -> LayerReading:
     head, activation, gradient, time = next(values), next(values), next(values), next(values)
     stats = dict(zip(ACTIVATION_FIELDS, activation, strict=True))
     weighted = bool(_weights(entry.module))
@@ -279,7 +289,7 @@ def _reading(entry: Entry, values: Iterator[list[float]]) -> LayerReading:
         saturated_frac=None if isnan(saturated) else saturated,
         grad_rms=None if entry.gradient is None else gradient[1],
         weight_norm=head[1] if weighted else None,
-        weight_grad_norm=head[2] if weighted else None,
+        weight_grad_norm=head[2] if weighted and went_back else None,
         input_finite=bool(head[0]),
         output_finite=bool(stats["output_finite"]),
         grad_finite=entry.gradient is None or bool(gradient[0]),

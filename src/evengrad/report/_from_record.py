@@ -6,7 +6,7 @@ import numpy as np
 
 from evengrad.nouns import Curve, Finding, HeatMap, Reading, Record, Story
 from evengrad.report._grid import Grid, heat_map_of, pooled
-from evengrad.report._headline import headline_of
+from evengrad.report._headline import NORMS_ONLY, NOTHING, headline_of
 from evengrad.report._words import counted, number
 
 
@@ -16,6 +16,7 @@ def story_of_record(record: Record, findings: tuple[Finding, ...] = (), *, title
     Heat maps are pooled to 300 rows by 600 steps at once, so that the story of a long run stays small. A layer at whose
     output no gradient arrived counts as zero; one whose gradient was not finite as NaN. Readings whose number of norms
     is not that of `Record.parameters` are left out of the map, and a note says so.
+    Where no reading has layers, headline and a note say that most rules had nothing to judge.
 
     Args:
         record: The readings, of a run or of a checkup.
@@ -25,19 +26,21 @@ def story_of_record(record: Record, findings: tuple[Finding, ...] = (), *, title
     Example:
         >>> record = Record(readings=(Reading(step=0, loss=2.3, grad_norms=(0.5,)),), parameters=("fc.weight",))
         >>> story_of_record(record, title="one batch").headline
-        'No findings in 1 step'
+        'No findings in 1 step; only gradient norms were recorded'
     """
     measured = [reading for reading in record.readings if reading.grad_norms]
     fitting = [reading for reading in measured if len(reading.grad_norms) == len(record.parameters)]
+    norms_only = not any(reading.layers for reading in record.readings)
     maps = (_parameter_map(record, fitting), _layer_map(record.readings))
     return Story(
         title=title,
-        headline=headline_of(findings, len(record.readings)),
+        headline=headline_of(findings, len(record.readings), norms_only=norms_only),
         findings=findings,
         heat_maps=tuple(heat_map for heat_map in maps if heat_map is not None),
         curves=_loss_curve(record.readings),
         facts=_facts(record),
-        notes=_notes(record, len(measured) - len(fitting)),
+        notes=((NORMS_ONLY if record.readings else NOTHING,) if norms_only else ())
+        + _notes(record, len(measured) - len(fitting)),
     )
 
 

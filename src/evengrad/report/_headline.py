@@ -15,6 +15,15 @@ TONES = {
     "cannot be cured by a tool": "warn",
 }
 
+NORMS_ONLY = (
+    "Depth, time, dead and saturated units were not judged: "
+    "they need layer readings; run `evengrad checkup` on the model."
+)
+NOTHING = "Nothing was judged: no steps were recorded."
+
+# A story without findings and with one of these notes is no clean bill of health.
+_NOT_JUDGED = {NORMS_ONLY: "gradient norms only", NOTHING: "nothing recorded"}
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +40,8 @@ def badge(story: Story) -> tuple[str, str]:
     if story.verdict is not None:
         return story.verdict.outcome, TONES.get(story.verdict.outcome, "warn")
     if not story.findings:
-        return "no findings", "good"
+        words = [_NOT_JUDGED[note] for note in story.notes if note in _NOT_JUDGED]
+        return (words[0], "fair") if words else ("no findings", "good")
     return counted(len(story.findings), "finding"), "bad" if _critical(story.findings) else "warn"
 
 
@@ -59,8 +69,8 @@ def tiles(story: Story) -> tuple[Tile, ...]:
     return tuple(found)
 
 
-def headline_of(findings: tuple[Finding, ...], steps: int) -> str:
-    """Say the result of a plain run.
+def headline_of(findings: tuple[Finding, ...], steps: int, *, norms_only: bool = False) -> str:
+    """Say the result of a plain run, and that it is half a result where no layers were read.
 
     Example:
         >>> headline_of((), 500)
@@ -69,7 +79,8 @@ def headline_of(findings: tuple[Finding, ...], steps: int) -> str:
     if not steps:
         return "No steps were recorded"
     if not findings:
-        return f"No findings in {counted(steps, 'step')}"
+        half = "; only gradient norms were recorded" if norms_only else ""
+        return f"No findings in {counted(steps, 'step')}{half}"
     named = [f"{finding.symptom} ({finding.severity})" for finding in findings[:5]]
     more = f", and {len(findings) - 5} more" if len(findings) > 5 else ""
     return f"{counted(len(findings), 'finding')} in {counted(steps, 'step')}: {', '.join(named)}{more}"

@@ -4,7 +4,6 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from typing import Any, final
 
 from jinja2 import Environment, StrictUndefined
 
-from evengrad.nouns import HeatMap, RunLogError, SettingError, Story
+from evengrad.nouns import HeatMap, SettingError, Story
 from evengrad.report import _clean
 from evengrad.report._cards import MOST_FINDINGS, cards_of
 from evengrad.report._colours import BAD, CIVIDIS, ZERO
@@ -26,6 +25,7 @@ from evengrad.report._lines import MOST_CURVES, Line, lines_of
 from evengrad.report._results import MOST_TRIALS, proof_of, spread_rows, trial_rows
 from evengrad.report._static import Bar, Chart, Picture, bars_of, chart_of, picture_of, spark
 from evengrad.report._tables import Table, heat_map_table, loss_table
+from evengrad.report._target import check_target, write_whole
 
 MOST_HEAT_MAPS = 12
 _MOST_LINES = 500  # changes, facts, notes
@@ -128,32 +128,19 @@ def write(stories: Story | Sequence[Story], path: str | Path, *, title: str = ""
 
     Args:
         stories: What to show.
-        path: The file; an old one is replaced. Its folder must exist.
+        path: The file; an old one is replaced and keeps its permissions. A symbolic link stays, and the file that it
+            points to is written. The folder must exist.
         title: The title of a page of several stories.
 
     Returns:
         The path.
 
     Raises:
-        RunLogError: The file cannot be written there.
+        RunLogError: The file cannot be written there, or what is there is a folder, a pipe or a device.
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise RunLogError(
-            str(target), came="a folder that does not exist", wanted="an existing folder", advice="make it first"
-        )
-    if target.is_dir():
-        raise RunLogError(str(target), came="a folder", wanted="the name of a file", advice="add report.html to it")
-    text = page(*([stories] if isinstance(stories, Story) else stories), title=title)
-    draft = target.with_name(f".{target.name[:100]}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
-        draft.replace(target)
-    except OSError as err:
-        raise RunLogError(str(target), came=f"{type(err).__name__}: {err}", wanted="a place to write to") from err
-    finally:
-        draft.unlink(missing_ok=True)
-    return target
+    check_target(path)
+    write_whole(page(*([stories] if isinstance(stories, Story) else stories), title=title), path)
+    return Path(path)
 
 
 def _words(story: Story) -> dict[str, Any]:

@@ -95,8 +95,11 @@ class AbstractTreatment(ABC):
         Args:
             model: Left as it is, to the bit.
             seed: Where every random number of the treatment comes from; torch's global random state is not used.
-            batch_input: What `model(batch_input)` takes. With it the true order of the forward pass is known, and the
-                copy is run before it is handed out.
+            batch_input: The input of a batch: a tuple is spread over the model's arguments, a mapping over its keyword
+                arguments (`output_of`). With it the true order of the forward pass is known, and the copy is run before
+                it is handed out, in evaluation mode and, if the model itself runs in it on this batch, in training
+                mode. Without it the copy is not run: a forward that reads `layer.weight` of a layer that was wrapped
+                raises only when it is called.
 
         Raises:
             TreatmentError: Nothing in the model is to be changed, what would be kept is not finite, or the changed

@@ -1,6 +1,6 @@
 """Put a normalisation behind the layers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final, get_args
 
 from torch import nn
@@ -10,7 +10,7 @@ from evengrad.nouns import SettingError, Task, shortened
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._draws import is_feedforward
 from evengrad.treat._forward_order import DROPOUTS, Place, followed_by_weighted, inside_torch, places
-from evengrad.treat._on_a_copy import nothing_found, treated_copy
+from evengrad.treat._on_a_copy import not_run, nothing_found, treated_copy
 from evengrad.treat._on_a_task import task_with_treated_model
 from evengrad.treat._surgery import alias_code, replace_everywhere_
 
@@ -25,6 +25,9 @@ class AddNormalization(AbstractTreatment):
     A layer becomes `nn.Sequential(layer, norm)`, so that `forward` stays as it is. Layers that a norm already
     follows, that have a single output, or that torch's attention and transformer layers hold (which read their
     weights by attribute) are left as they are. The weights stay.
+
+    Without `batch_input` the copy is not run: a forward of one's own that reads `layer.weight` then breaks unnoticed,
+    and `changes` names the layers for which that may be.
 
     Args:
         kind: `layer`: LayerNorm over the features, for convolutions over channels and positions together. `batch`:
@@ -82,7 +85,8 @@ class AddNormalization(AbstractTreatment):
                 aliases[place.name] = _wrap_(model, place, _made(call))
         if not new:
             raise nothing_found(self, "a dense or convolutional layer, followed by another and not by a norm")
-        return _said(new, aliases)
+        said = _said(new, aliases)
+        return replace(said, changes=(*said.changes, *not_run(model, tuple(new), batch_input)))
 
     def _norm_behind(self, model: nn.Module, order: tuple[Place, ...], index: int) -> str | None:
         place = order[index]
@@ -156,10 +160,12 @@ def _said(new: dict[str, str], aliases: dict[str, tuple[str, ...]]) -> Change:
     for kind in dict.fromkeys(call.partition("(")[0] for call in new.values()):
         names = tuple(alias for name, call in new.items() if call.startswith(f"{kind}(") for alias in aliases[name])
         changes.append(f"{shortened(names)}: followed by a new {kind.removeprefix('nn.')}")
+    # Only a batch norm gives other numbers in training mode, the mode of a new module.
+    mode = ".train(layer.training)" if any(call.startswith("nn.BatchNorm") for call in new.values()) else ""
     pairs = ", ".join(f"({name!r}, {call})" for name, call in new.items())
     code = (
         f"for name, norm in [{pairs}]:\n"
         "    layer = model.get_submodule(name)\n"
-        "    model.set_submodule(name, nn.Sequential(layer, norm.to(layer.weight)))"
+        f"    model.set_submodule(name, nn.Sequential(layer, norm.to(layer.weight){mode}))"
     )
     return Change(changes=tuple(changes), code=code + alias_code(aliases))

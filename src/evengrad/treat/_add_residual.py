@@ -1,7 +1,7 @@
 """Give the path through the layers shortcuts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from evengrad.treat._forward_order import (
     parent_of,
     places,
 )
-from evengrad.treat._on_a_copy import nothing_found, treated_copy
+from evengrad.treat._on_a_copy import not_run, nothing_found, treated_copy
 from evengrad.treat._on_a_task import task_with_treated_model
 from evengrad.treat._surgery import alias_code, replace_everywhere_
 
@@ -67,7 +67,8 @@ class AddResidual(AbstractTreatment):
     the place of the layer; `nn.Identity` stands where the others were, so that the names of what follows stay.
     Elsewhere a dense layer or a convolution (stride 1, same size) is wrapped alone. The last weighted layer and those
     inside torch's attention and transformer layers are left as they are. The weights stay, under longer names in the
-    state.
+    state. Without `batch_input` the copy is not run: a forward of one's own that reads `layer.weight` then breaks
+    unnoticed, and `changes` names the layers for which that may be.
 
     Blocks add up: without a norm in them the output of n blocks after He's initialisation has about 2^(n/2) times the
     scale of the input. Combine with `AddNormalization`, put first, to hold it.
@@ -111,7 +112,9 @@ class AddResidual(AbstractTreatment):
         for run in runs:
             _join_(model, run)
         aliases = {name: replace_everywhere_(model, name, Residual(model.get_submodule(name))) for name in lone}
-        return _said(runs, aliases)
+        said = _said(runs, aliases)
+        wrapped = (*(f"{name}.{first}" if name else str(first) for name, first, _ in runs), *lone)
+        return replace(said, changes=(*said.changes, *not_run(model, wrapped, batch_input)))
 
 
 def _runs(model: nn.Module, order: tuple[Place, ...]) -> list[Run]:

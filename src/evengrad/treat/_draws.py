@@ -31,11 +31,13 @@ class Draw:
         gain: The factor.
         fan_in: Inputs of one output element; only needed where the weight's shape does not tell: transposed
             convolutions, whose stride spreads the inputs.
+        half: Whether the weight is in half precision, and `line` must draw in float32 what torch cannot draw in it.
     """
 
     scheme: Scheme
     gain: float
     fan_in: float | None = None
+    half: bool = False
 
     def fill_(self, layer: Feedforward, generator: torch.Generator) -> None:
         """Draw the weight."""
@@ -63,7 +65,7 @@ class Draw:
         if self.scheme == "xavier":
             return f"nn.init.xavier_normal_(layer.weight, gain={self.gain!r})"
         if self.scheme == "orthogonal":
-            return f"nn.init.orthogonal_(layer.weight, gain={self.gain!r})"
+            return orthogonal_line("layer.weight", f", gain={self.gain!r}", half=self.half)
         if self.fan_in is not None:
             return f"nn.init.normal_(layer.weight, std={self.gain / self.fan_in**0.5!r})"
         if self.gain == SQRT_2:
@@ -71,6 +73,23 @@ class Draw:
         if self.gain == 1.0:
             return "nn.init.kaiming_normal_(layer.weight, nonlinearity='linear')"
         return f"nn.init.normal_(layer.weight, std={self.gain!r} / layer.weight[0].numel() ** 0.5)"
+
+
+def orthogonal_line(weight: str, settings: str, *, half: bool) -> str:
+    """Write a statement that fills a weight with an orthogonal matrix, for which torch has no half precision.
+
+    Example:
+        >>> orthogonal_line("gate", ", gain=2.0", half=True)
+        'gate.data.copy_(nn.init.orthogonal_(gate.data.float(), gain=2.0))'
+    """
+    if not half:
+        return f"nn.init.orthogonal_({weight}{settings})"
+    return f"{weight}.data.copy_(nn.init.orthogonal_({weight}.data.float(){settings}))"
+
+
+def in_half(layer: nn.Module) -> bool:
+    """Tell whether a layer has weights in half precision."""
+    return any(weight.dtype in {torch.float16, torch.bfloat16} for weight in layer.parameters(recurse=False))
 
 
 def fan_in_of(layer: Feedforward) -> float | None:
@@ -118,7 +137,8 @@ def recurrent_words(layer: Recurrent) -> str:
 def recurrent_code(names: tuple[str, ...], layer: Recurrent) -> str:
     """Write the drawing of recurrent layers of one kind as code."""
     gates = gates_of(layer)
-    hidden = "nn.init.eye_(gate)" if is_relu_recurrent(layer) else "nn.init.orthogonal_(gate)"
+    orthogonal = orthogonal_line("gate", "", half=in_half(layer))
+    hidden = "nn.init.eye_(gate)" if is_relu_recurrent(layer) else orthogonal
     lines = [
         "with torch.no_grad():",
         f"    for name in {list(names)!r}:",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from evengrad.nouns import TreatmentError
+from evengrad.nouns import TreatmentError, output_of
 from evengrad.treat._activations import activation_name
 from evengrad.treat._random_state import random_state_kept
 
@@ -86,6 +86,11 @@ def is_sequence(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
+def only_in_sequences(model: nn.Module, name: str) -> bool:
+    """Tell whether all that holds a module are plain sequences: then no forward reads what is inside it."""
+    return all(is_sequence(model.get_submodule(above)) for above in _above(name))
+
+
 def in_one_sequence(model: nn.Module, first: str, second: str) -> bool:
     """Tell whether all that holds two modules, up to what holds both, are plain sequences."""
     above_first, above_second = _above(first), _above(second)
@@ -139,13 +144,13 @@ def _recorded(model: nn.Module, registered: tuple[Place, ...], batch_input: Any)
 
 
 def run(model: nn.Module, batch_input: Any) -> Any:
-    """Call the model.
+    """Call the model on the input of a batch.
 
     Raises:
         TreatmentError: It raised.
     """
     try:
-        return model(batch_input)
+        return output_of(model, batch_input)
     except Exception as err:  # user code: anything may come
         raise TreatmentError(
             "model(batch_input)",

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from evengrad.nouns import shortened
 from evengrad.treat._abstract import Change
-from evengrad.treat._draws import Feedforward
+from evengrad.treat._draws import Feedforward, in_half, orthogonal_line
 from evengrad.treat._forward_order import run
 
 TOLERANCE = 0.02
@@ -35,7 +35,7 @@ def scaled_to_unit_outputs_(model: nn.Module, layers: Mapping[str, Feedforward],
     for name, gain in measuring.gains.items():
         layers[name].weight.mul_(gain)
     left = tuple(name for name in layers if name not in measuring.gains)
-    return _said(measuring.gains, left)
+    return _said(measuring.gains, left, half=any(in_half(layer) for layer in layers.values()))
 
 
 class _Measuring:
@@ -78,7 +78,7 @@ class _Measuring:
         return self._changed
 
 
-def _said(gains: dict[str, float], left: tuple[str, ...]) -> Change:
+def _said(gains: dict[str, float], left: tuple[str, ...], *, half: bool) -> Change:
     changes = []
     if gains:
         changes.append(
@@ -93,7 +93,7 @@ def _said(gains: dict[str, float], left: tuple[str, ...]) -> Change:
     code = (
         f"for name, gain in {pairs!r}:\n"
         "    layer = model.get_submodule(name)\n"
-        "    nn.init.orthogonal_(layer.weight, gain=gain)\n"
+        f"    {orthogonal_line('layer.weight', ', gain=gain', half=half)}\n"
         "    if layer.bias is not None:\n"
         "        nn.init.zeros_(layer.bias)"
     )

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from evengrad.nouns import TreatmentError, shortened
+from evengrad.nouns import TreatmentError, output_of, shortened
 from evengrad.treat._abstract import AbstractTreatment, Treated
-from evengrad.treat._forward_order import is_norm, run
+from evengrad.treat._forward_order import is_norm, only_in_sequences, run
 from evengrad.treat._random_state import random_state_kept
 
 
@@ -40,6 +40,19 @@ def only_for_tasks(treatment: AbstractTreatment) -> TreatmentError:
     """Make the error for a treatment of the training that was given a model."""
     return TreatmentError(
         treatment.label, came="a model", wanted="a task", advice="this changes the training: call treat_task"
+    )
+
+
+def not_run(model: nn.Module, names: tuple[str, ...], batch_input: Any) -> tuple[str, ...]:
+    """Say which wrapped layers a forward of the user's own uses, if there is no batch to run the changed model on."""
+    if batch_input is not None:
+        return ()
+    unsure = tuple(name for name in names if not only_in_sequences(model, name))
+    if not unsure:
+        return ()
+    return (
+        f"{shortened(unsure)}: not run for want of batch_input; "
+        "a forward that reads the weight of a wrapped layer will raise AttributeError",
     )
 
 
@@ -80,9 +93,14 @@ def _kept(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _want_same_interface(model: nn.Module, changed: nn.Module, batch_input: Any, label: str) -> None:
     for training in (False, True):
-        before = _shape_of(run(copy.deepcopy(model).train(training), batch_input))
         try:
-            after = _shape_of(copy.deepcopy(changed).train(training)(batch_input))
+            before = _shape_of(run(copy.deepcopy(model).train(training), batch_input))
+        except TreatmentError:
+            if training:
+                return  # a batch norm and one sample, say: then no change can be blamed for it
+            raise
+        try:
+            after = _shape_of(output_of(copy.deepcopy(changed).train(training), batch_input))
         except Exception as err:  # what a user's forward raises when a layer is no longer what it was
             raise TreatmentError(
                 label,

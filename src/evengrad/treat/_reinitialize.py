@@ -19,6 +19,7 @@ from evengrad.treat._draws import (
     fan_in_of,
     fill_attention_,
     fill_recurrent_,
+    in_half,
     is_feedforward,
     recurrent_code,
     recurrent_words,
@@ -58,7 +59,8 @@ class Reinitialize(AbstractTreatment):
     Args:
         scheme: `auto` as in the table; or one scheme for all dense and convolutional layers, with the table's gains.
         data_driven: Draw orthogonal weights and scale them so that the output of each layer has a standard deviation of
-            1 on `batch_input`. The code to paste has the gains that were found.
+            1 on `batch_input`. The code to paste has the gains that were found. A model with batch norms needs more
+            than one sample, as they use the statistics of the batch.
         gain: One gain for all dense and convolutional layers instead of the table's.
 
     Raises:
@@ -155,7 +157,7 @@ class Reinitialize(AbstractTreatment):
         if not is_feedforward(layer):
             raise AssertionError(name)
         if self.data_driven:
-            return Draw(scheme="orthogonal", gain=1.0), ""
+            return Draw(scheme="orthogonal", gain=1.0), ""  # its code is written when the gains are known
         follows, activation = _what_follows(model, order, name)
         scheme, gain = draw_before(activation, follows)
         chosen: Scheme = scheme if self.scheme == "auto" else self.scheme
@@ -163,6 +165,7 @@ class Reinitialize(AbstractTreatment):
             scheme=chosen,
             gain=gain if self.gain is None else self.gain,
             fan_in=fan_in_of(layer) if chosen == "he" else None,
+            half=chosen == "orthogonal" and in_half(layer),
         ), follows
 
 

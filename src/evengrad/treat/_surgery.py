@@ -1,8 +1,32 @@
 """Putting a module in the place of another, under every name that it has, in words of code too."""
 
+from typing import Any
+
 from torch import nn
 
 from evengrad.treat._forward_order import names_of
+
+# Where a module keeps what `register_forward_hook` and its kin were given.
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def hooks_of(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes that hold the forward and backward hooks of a module, to be put into another."""
+    return {key: value for key, value in vars(module).items() if key in HOOKS}
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether a module has a forward or backward hook now."""
+    return any(isinstance(held, dict) and held for held in hooks_of(module).values())
 
 
 def replace_everywhere_(model: nn.Module, name: str, new: nn.Module) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from evengrad.treat._activations import MAKERS, activation_name, is_custom_activ
 from evengrad.treat._forward_order import Place, followed_by_weighted, inside_torch, is_sequence, parent_of, places
 from evengrad.treat._on_a_copy import nothing_found, treated_copy
 from evengrad.treat._on_a_task import task_with_treated_model
-from evengrad.treat._surgery import alias_code, replace_everywhere_
+from evengrad.treat._surgery import HOOKS, alias_code, has_hooks, hooks_of, replace_everywhere_
 
 Activation = Literal["relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh"]
 
@@ -25,7 +25,8 @@ class SwapActivation(AbstractTreatment):
     gated units, those inside torch's transformer layers, and functional calls in a `forward`, which no treatment can
     reach. A module of the user's own counts as an activation if it stands in an `nn.Sequential`, has no parameters,
     and treats each number by itself. `nn.RNN` and `nn.RNNCell` switch between tanh and relu. The weights stay:
-    combine with `Reinitialize` to have them scaled for the new function.
+    combine with `Reinitialize` to have them scaled for the new function. Forward and backward hooks of a module that is
+    replaced go over to the new one.
 
     Args:
         to: The activation to put in, with torch's defaults. tanh, because among the functions tried on deep and narrow
@@ -73,9 +74,15 @@ class SwapActivation(AbstractTreatment):
                 f"an activation module between weighted layers that is not {self.to}",
                 "give batch_input if it has one",
             )
-        aliases = {name: replace_everywhere_(model, name, MAKERS[self.to]()) for name in old}
+        hooked = tuple(name for name in old if has_hooks(model.get_submodule(name)))
+        aliases = {name: self._replace_(model, name) for name in old}
         _switch_(model, recurrent, self.to)
-        return self._said(old, aliases, recurrent)
+        return self._said(old, aliases, recurrent, hooked)
+
+    def _replace_(self, model: nn.Module, name: str) -> tuple[str, ...]:
+        new = MAKERS[self.to]()
+        vars(new).update(hooks_of(model.get_submodule(name)))
+        return replace_everywhere_(model, name, new)
 
     def _kind_to_swap(self, model: nn.Module, order: tuple[Place, ...], place: Place) -> str | None:
         if not place.name or inside_torch(model, place.name) or not followed_by_weighted(order, place.module):
@@ -93,15 +100,24 @@ class SwapActivation(AbstractTreatment):
         other = {"relu": "tanh", "tanh": "relu"}.get(self.to)
         return isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == other
 
-    def _said(self, old: dict[str, str], aliases: dict[str, tuple[str, ...]], recurrent: list[str]) -> Change:
+    def _said(
+        self, old: dict[str, str], aliases: dict[str, tuple[str, ...]], recurrent: list[str], hooked: tuple[str, ...]
+    ) -> Change:
         changes, code = [], []
         for kind in dict.fromkeys(old.values()):
             names = tuple(alias for name, found in old.items() if found == kind for alias in aliases[name])
             changes.append(f"{shortened(names)}: {kind} replaced by {self.to}")
         if old:
             new = type(MAKERS[self.to]()).__name__
-            lines = f"for name in {list(old)!r}:\n    model.set_submodule(name, nn.{new}())"
-            code.append(lines + alias_code(aliases))
+            lines = [f"for name in {list(old)!r}:", f"    model.set_submodule(name, nn.{new}())"]
+            if hooked:
+                lines[1:] = [
+                    f"    old, new = model.get_submodule(name), nn.{new}()",
+                    f"    vars(new).update({{key: value for key, value in vars(old).items() if key in {HOOKS!r}}})",
+                    "    model.set_submodule(name, new)",
+                ]
+                changes.append(f"{shortened(hooked)}: hooks go over to the new module")
+            code.append("\n".join(lines) + alias_code(aliases))
         if recurrent:
             changes.append(f"{shortened(tuple(recurrent))}: recurrent nonlinearity switched to {self.to}")
             code.append(

@@ -1,6 +1,6 @@
 """Paired trials and the verdict that they lead to."""
 
-from evengrad.trial._course import first_batch, fresh_model
 from evengrad.trial._repair import Repair, repair
+from evengrad.trial._user_code import first_batch, fresh_model
 
 __all__ = ["Repair", "first_batch", "fresh_model", "repair"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from evengrad.clip import AbstractPolicy, State, policy_of
 from evengrad.diagnose import findings_of, symptoms_of
 from evengrad.measure import Norms, scale_
-from evengrad.nouns import BatchError, EvengradError, Finding, OptimizerError, Reading, Record, Task, TaskError, Trial
+from evengrad.nouns import EvengradError, Finding, Reading, Record, Task, Trial, output_of
 from evengrad.probe import named_parameters, probe
 from evengrad.runlog import Writer
+from evengrad.trial._seeded import seed_all, seeded
+from evengrad.trial._user_code import Batch, batches, called, fingerprint, fresh_model, held_by
 
 Tick = Callable[[int], None]
 """Called with the number of optimizer steps that have been done since the last call."""
@@ -35,6 +37,7 @@ class Course:
         record: A reading for each step, with layers on the sampled ones.
         findings: What the rules say of the record.
         model: The trained model.
+        first_batch: What the first batch sums up to, to notice trials that do not see the same data.
         interrupted: Whether Ctrl-C ended it; the rest is what it had come to.
     """
 
@@ -42,6 +45,7 @@ class Course:
     record: Record
     findings: tuple[Finding, ...]
     model: nn.Module
+    first_batch: str = ""
     interrupted: bool = False
 
 
@@ -79,32 +83,32 @@ def sampled_steps(steps: int) -> frozenset[int]:
 
 
 def run_course(plan: Plan, tick: Tick) -> Course:
-    """Train from the plan's seed; torch's random state outside is left as it was.
+    """Train from the plan's seed; every random state outside is left as it was.
 
     The training stops early when the loss is no longer finite, as nothing is learnt after that, and on Ctrl-C.
 
     Raises:
-        TaskError: A factory of the task raised or made something else than it should.
+        TaskError: Code of the task raised, or made something else than it should.
         BatchError: There is no batch, or one is not finite.
-        ModelError, LossError: As for `probe`.
+        ModelError, LossError, OptimizerError: As for `probe` and `fresh_model`.
     """
     started = time.perf_counter()
-    with torch.random.fork_rng(devices=_devices()), ExitStack() as stack:
-        torch.manual_seed(plan.seed)
+    with seeded(plan.seed), ExitStack() as stack:
         training = _Training(plan.task)
         if plan.log is not None:
             facts = {"task": plan.task.name, "label": plan.label, "seed": str(plan.seed), "stage": plan.stage}
             writer = Writer(plan.log, parameters=training.names, dtype=training.dtype, facts=facts)
             training.writer = stack.enter_context(writer)
-        torch.manual_seed(plan.seed)  # the loop draws the same numbers whatever the treatment drew before
-        interrupted = False
+        seed_all(plan.seed)  # the loop draws the same numbers whatever the treatment drew before
+        metric, interrupted = None, False
         try:
             error = training.run(plan.steps, tick)
-            metric, metric_error = (None, "") if error else training.validate()
+            if not error:
+                metric, error = training.validate()
         except KeyboardInterrupt:
-            interrupted, metric, metric_error = True, None, ""
-            error = f"interrupted after {len(training.losses)} steps"
+            interrupted, error = True, f"interrupted after {len(training.losses)} steps"
     record = training.record(f"{plan.task.name}, {plan.label}, seed {plan.seed}")
+    findings = findings_of(record)
     trial = Trial(
         label=plan.label,
         seed=plan.seed,
@@ -113,16 +117,18 @@ def run_course(plan: Plan, tick: Tick) -> Course:
         losses=tuple(training.losses),
         metric=metric,
         symptoms=_symptoms(record),
-        findings=tuple(finding.code for finding in findings_of(record)),
-        error=error or metric_error,
+        findings=tuple(finding.code for finding in findings),
+        error=error,
         duration_s=time.perf_counter() - started,
     )
-    findings = findings_of(record)
-    return Course(trial=trial, record=record, findings=findings, model=training.model, interrupted=interrupted)
-
-
-def _devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    return Course(
+        trial=trial,
+        record=record,
+        findings=findings,
+        model=training.model,
+        first_batch=training.first_batch,
+        interrupted=interrupted,
+    )
 
 
 def _symptoms(record: Record) -> tuple[tuple[str, float], ...]:
@@ -141,24 +147,32 @@ class _Training:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.model, self.optimizer = fresh_model(task)
-        parameters = named_parameters(self.model)
+        everything = named_parameters(self.model)
+        held = held_by(self.optimizer)
+        parameters = {name: value for name, value in everything.items() if id(value) in held}
         self.names = tuple(parameters)
+        self._held = [name in parameters for name in everything]
         self.dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
         self.norms = Norms(list(parameters.values()))
-        self.gradients = list(parameters.values())
+        self.parameters = list(parameters.values())
         self.policy: AbstractPolicy | None = None if task.clip is None else policy_of(task.clip)
         self.state: State = {} if self.policy is None else self.policy.init(len(self.names))
         self.losses: list[float] = []
         self.readings: list[Reading] = []
         self.writer: Writer | None = None
-        self.schedule = task.schedule(self.optimizer) if task.schedule is not None else None
+        self.first_batch = ""
+        self.schedule: Any = None
+        if (schedule := task.schedule) is not None:
+            self.schedule = called("Task.schedule", lambda: schedule(self.optimizer), wanted="a scheduler")
 
     def run(self, steps: int, tick: Tick) -> str:
         """Train; say why it ended early, or nothing."""
         sampled = sampled_steps(steps)
-        batch: tuple[Any, Any] | None = None
+        batch: Batch | None = None
         self.model.train()
         for step, batch in zip(range(steps), batches(self.task), strict=False):
+            if step == 0:
+                self.first_batch = fingerprint(batch)
             reading = self._layers(batch, step) if step in sampled else Reading(step=step)
             error = self._step(batch, reading)
             tick(1)
@@ -169,20 +183,20 @@ class _Training:
             self._keep(self._layers(batch, steps))
         return ""
 
-    def _layers(self, batch: tuple[Any, Any], step: int) -> Reading:
-        return probe(self.model, self.task.loss, batch, step=step).readings[0]
+    def _layers(self, batch: Batch, step: int) -> Reading:
+        reading = probe(self.model, self.task.loss, batch, step=step, allow_broken_loss=bool(self.losses)).readings[0]
+        norms = tuple(norm for norm, held in zip(reading.grad_norms, self._held, strict=False) if held)
+        return replace(reading, grad_norms=norms)
 
-    def _step(self, batch: tuple[Any, Any], reading: Reading) -> str:
+    def _step(self, batch: Batch, reading: Reading) -> str:
+        self.model.zero_grad(set_to_none=True)
         self.optimizer.zero_grad(set_to_none=True)
+        what = f"{self.task.name}, step {reading.step}"
         try:
-            loss = self.task.loss(self.model(batch[0]), batch[1])
+            loss = self.task.loss(output_of(self.model, batch[0]), batch[1])
             loss.backward()
         except Exception as err:
-            raise TaskError(
-                f"{self.task.name}, step {reading.step}",
-                came=f"{type(err).__name__}: {err}"[:300],
-                wanted="a forward and backward that go through",
-            ) from err
+            return self._broken(batch, reading, err)
         value = float(loss.detach())
         self.losses.append(value)
         norms = self.norms.squared().sqrt().cpu().numpy()
@@ -201,12 +215,30 @@ class _Training:
         if not isfinite(value):
             return f"the loss is {value} at step {reading.step}"
         if not skipped:
-            self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
-        if self.task.after_step is not None:
-            self.task.after_step(self.model)
+            called(f"{what}, optimizer.step", self.optimizer.step, wanted="a step that goes through")
+        self._after(what, value)
         return ""
+
+    def _broken(self, batch: Batch, reading: Reading, err: Exception) -> str:
+        """Tell a loss that raises because of NaN, which ends the training, from a mistake in the task.
+
+        Raises:
+            TaskError: The model is finite: it is a mistake.
+        """
+        seen = probe(self.model, self.task.loss, batch, step=reading.step, allow_broken_loss=True).readings[0]
+        if all(layer.output_finite for layer in seen.layers):
+            called(f"{self.task.name}, step {reading.step}", lambda: _again(err), wanted="a step that goes through")
+        self.losses.append(float("nan"))
+        return f"the loss raised {type(err).__name__} at step {reading.step}, on a model that is not finite any more"
+
+    def _after(self, what: str, value: float) -> None:
+        """Call what comes after an optimizer step."""
+        if self.schedule is not None:
+            on_plateau = isinstance(self.schedule, ReduceLROnPlateau)
+            step = (lambda: self.schedule.step(value)) if on_plateau else self.schedule.step
+            called(f"{what}, schedule.step", step, wanted="a scheduler that steps")
+        if (after_step := self.task.after_step) is not None:
+            called(f"{what}, after_step", lambda: after_step(self.model), wanted="a function of the model")
 
     def _clip(self, norms: Any) -> tuple[float, bool]:
         if self.policy is None:
@@ -215,7 +247,7 @@ class _Training:
         self.state = decision.state
         scale, skipped = float(decision.scale[0]), bool(decision.skip[0])
         if scale != 1.0 and not skipped:
-            scale_([parameter.grad for parameter in self.gradients], scale)
+            scale_([parameter.grad for parameter in self.parameters], scale)
         return scale, skipped
 
     def _keep(self, reading: Reading) -> None:
@@ -228,11 +260,8 @@ class _Training:
         self.model.eval()
         try:
             with torch.no_grad():
-                metric = float(self.task.validate(self.model))
-        except Exception as err:
-            raise TaskError(
-                f"{self.task.name}, validate(model)", came=f"{type(err).__name__}: {err}"[:300], wanted="a float"
-            ) from err
+                what = f"{self.task.name}, validate(model)"
+                metric = called(what, lambda: float(self.task.validate(self.model)), wanted="a float")
         finally:
             self.model.train()
         return (metric, "") if isfinite(metric) else (None, f"validate returned {metric}")
@@ -241,70 +270,10 @@ class _Training:
         return Record(readings=tuple(self.readings), parameters=self.names, dtype=self.dtype, source=source)
 
 
-def fresh_model(task: Task) -> tuple[nn.Module, Optimizer]:
-    """Build the model and the optimizer of a task from torch's random state as it is.
-
-    Raises:
-        TaskError: A factory raised or made something else.
-        OptimizerError: The optimizer holds none of the model's parameters.
-    """
-    model: nn.Module = _made(task.model, "Task.model", nn.Module)
-    parameters = named_parameters(model)
-    optimizer: Optimizer = _made(lambda: task.optimizer(model), "Task.optimizer", Optimizer)
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(id(parameter) in held for parameter in parameters.values()):
-        raise OptimizerError(
-            "Task.optimizer",
-            came=f"an optimizer with {len(held)} parameters, none of them of the model that it was given",
-            wanted="optimizer(model) to use model.parameters()",
-        )
-    return model, optimizer
+def _again(err: Exception) -> None:
+    raise err
 
 
-def first_batch(task: Task) -> tuple[Any, Any]:
-    """Take the first training batch of a task.
-
-    Raises:
-        BatchError: There is none, or it is not a pair.
-    """
-    return next(batches(task))
-
-
-def _made(factory: Callable[[], Any], what: str, kind: type) -> Any:
-    wanted = f"a function that makes a {kind.__name__}"
-    try:
-        made = factory()
-    except EvengradError:
-        raise
-    except Exception as err:
-        raise TaskError(what, came=f"{type(err).__name__}: {err}"[:300], wanted=wanted) from err
-    if not isinstance(made, kind):
-        raise TaskError(what, came=type(made).__name__, wanted=wanted)
-    return made
-
-
-def batches(task: Task) -> Iterator[tuple[Any, Any]]:
-    """Repeat the task's training batches without end.
-
-    Raises:
-        BatchError: `train()` has no batch, or one that is not a pair.
-        TaskError: `train()` raised.
-    """
-    while True:
-        count = 0
-        for batch in _iterated(task):
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise BatchError("Task.train()", came=type(batch).__name__, wanted="pairs (input, target)")
-            count += 1
-            yield batch[0], batch[1]
-        if count == 0:
-            raise BatchError("Task.train()", came="no batch", wanted="at least one", advice="is the data set empty?")
-
-
-def _iterated(task: Task) -> Iterator[Any]:
-    try:
-        yield from task.train()
-    except EvengradError:
-        raise
-    except Exception as err:
-        raise TaskError("Task.train()", came=f"{type(err).__name__}: {err}"[:300], wanted="batches") from err
+def failed(plan: Plan, err: EvengradError) -> Trial:
+    """Make a trial of a treated training that raised: a result like any other, and not the end of the search."""
+    return Trial(label=plan.label, seed=plan.seed, steps=plan.steps, stage=plan.stage, error=str(err)[:500])

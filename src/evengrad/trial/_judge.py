@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import mean, median
 
 from evengrad.nouns import Finding, Outcome, Trial, Verdict
 
-# Metrics closer than this share of what the best candidate has gained are taken as equal, and the smaller change wins.
+# Metrics closer than this share of the better half's spread are taken as equal, and the smaller change wins.
 EQUAL_FRAC = 0.02
+# A gain below this share of the metric itself is none, however steady: no metric is known that finely.
+LEAST_GAIN_FRAC = 0.01
 
 
-def ranked(trials: Sequence[tuple[Trial, int]], *, untrained: float | None) -> list[int]:
+def ranked(trials: Sequence[tuple[Trial, int]]) -> list[int]:
     """Rank the trials of one rung: finished before failed, then metric, then free of findings, then effort.
+
+    What counts as equal is measured by the spread between the best and the median, not by the worst: a single candidate
+    that is far off would make all others equal.
 
     Args:
         trials: Each with the effort of its treatment.
-        untrained: The metric before any training, from which gains are counted.
 
     Returns:
         Indices into `trials`, the best first.
     """
     metrics = [trial.metric for trial, _ in trials if trial.metric is not None]
     best = max(metrics, default=0.0)
-    floor = untrained if untrained is not None else min(metrics, default=0.0)
-    step = max(EQUAL_FRAC * abs(best - floor), 1e-12)
+    step = max(EQUAL_FRAC * (best - median(metrics)), LEAST_GAIN_FRAC / 2 * abs(best), 1e-12) if metrics else 1.0
 
     def key(index: int) -> tuple[bool, float, bool, int, int]:
         trial, effort = trials[index]
@@ -40,25 +43,35 @@ def largest_symptom(trial: Trial, codes: frozenset[str]) -> float:
 
 
 def judge(
-    before: Sequence[Trial], after: Sequence[Trial], findings: Sequence[Finding], *, untrained: float | None
+    before: Sequence[Trial],
+    after: Sequence[Trial],
+    findings: Sequence[Finding],
+    *,
+    untrained: Sequence[float | None],
 ) -> Verdict:
     """Compare paired trials, one pair per confirming seed.
 
-    *Cured* needs both, on every seed: a metric above the untreated and the untrained one, and a treated training
-    without the findings, whose largest symptom is smaller than before. *Improved* needs the metric only.
+    The metric has improved if on every seed the treated training beats both the untreated one and the untrained model,
+    and the smallest of these gains is larger than what the seed alone changes in the treated metric (its range over
+    seeds) and than 1 % of the metric. The pathology has improved if on every seed the treated training has no finding
+    at all and the symptoms found before are smaller. *Cured* needs both and at least two seeds; *improved* the metric.
+
+    Args:
+        before: Untreated trials, one per seed.
+        after: Treated trials, same seeds, same order.
+        findings: What was found in the untreated training.
+        untrained: The metric of the fresh model of each seed.
     """
     codes = frozenset(finding.code for finding in findings)
-    pairs = list(zip(before, after, strict=True))
-    better = [_better(one, two, untrained) for one, two in pairs]
     symptoms_before = tuple(largest_symptom(trial, codes) for trial in before)
     symptoms_after = tuple(largest_symptom(trial, codes) for trial in after)
     healthy = [
-        not codes & set(trial.findings) and size_after < size_before
+        not trial.findings and size_after < size_before
         for trial, size_before, size_after in zip(after, symptoms_before, symptoms_after, strict=True)
     ]
     outcome: Outcome = "not cured"
-    if pairs and all(better):
-        outcome = "cured" if all(healthy) else "improved"
+    if beats_chance(before, after, untrained):
+        outcome = "cured" if all(healthy) and len(after) > 1 else "improved"
     return Verdict(
         outcome=outcome,
         label=after[0].label if after else "",
@@ -67,27 +80,43 @@ def judge(
         symptoms_before=symptoms_before,
         symptoms_after=symptoms_after,
         seeds=tuple(trial.seed for trial in after),
-        message=_message(before, after, symptoms_before, symptoms_after),
+        message=_message(before, after, (symptoms_before, symptoms_after), codes),
     )
 
 
-def _better(before: Trial, after: Trial, untrained: float | None) -> bool:
-    if after.metric is None:
+def beats_chance(before: Sequence[Trial], after: Sequence[Trial], untrained: Sequence[float | None]) -> bool:
+    """Tell whether the gain of every pair is larger than what the seed alone changes."""
+    gains = [_gain(one, two, fresh) for one, two, fresh in zip(before, after, untrained, strict=True)]
+    reached = [trial.metric for trial in after if trial.metric is not None]
+    if not gains or len(reached) < len(after):
         return False
+    noise = max(reached) - min(reached)
+    least = LEAST_GAIN_FRAC * max(abs(value) for value in reached)
+    return all(gain is None or gain > max(noise, least) for gain in gains)
+
+
+def _gain(before: Trial, after: Trial, untrained: float | None) -> float | None:
+    """Gain over the better of the untreated and the untrained model; None when both failed and anything is a gain."""
     floor = [value for value in (before.metric, untrained) if value is not None]
-    return all(after.metric > value for value in floor)
+    return None if not floor or after.metric is None else after.metric - max(floor)
 
 
 def _message(
-    before: Sequence[Trial], after: Sequence[Trial], symptoms_before: Sequence[float], symptoms_after: Sequence[float]
+    before: Sequence[Trial],
+    after: Sequence[Trial],
+    symptoms: tuple[Sequence[float], Sequence[float]],
+    codes: frozenset[str],
 ) -> str:
     if not after:
         return "nothing was confirmed"
+    new = sorted({code for trial in after for code in trial.findings} - codes)
+    seeds = f"{len(after)} seeds that were" if len(after) > 1 else "one seed that was"
     return (
         f"{after[0].label}: metric {spread([trial.metric for trial in before])} before, "
-        f"{spread([trial.metric for trial in after])} after, on {len(after)} "
-        f"{'seeds' if len(after) > 1 else 'seed'} that were not used for choosing; largest symptom "
-        f"{mean(symptoms_before):.1f} decades before, {mean(symptoms_after):.1f} after"
+        f"{spread([trial.metric for trial in after])} after, on {seeds} not used for choosing; largest symptom "
+        f"{mean(symptoms[0]):.1f} decades before, {mean(symptoms[1]):.1f} after"
+        + (f"; but now {', '.join(new)}" if new else "")
+        + ("; one seed proves little" if len(after) == 1 else "")
     )
 
 

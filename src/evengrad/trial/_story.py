@@ -70,12 +70,14 @@ def headline(findings: Sequence[Finding], verdict: Verdict | None, *, interrupte
             f"{found[:1].upper()}{found[1:]} {'when it was interrupted' if interrupted else 'so far'}; nothing proved"
         )
     if verdict.outcome == "was not sick":
-        return "Not sick: no finding in a full training"
+        return "Not sick: no finding at the end of a full training"
+    if not findings:
+        return f"No finding, but {verdict.message}"
     end = f"{verdict.outcome} by {verdict.label}" if verdict.label else verdict.outcome
     return f"{found[:1].upper()}{found[1:]}: {end}"
 
 
-def facts(task: Task, trials: Sequence[Trial], seeds: Sequence[int]) -> tuple[tuple[str, str], ...]:
+def facts(task: Task, trials: Sequence[Trial]) -> tuple[tuple[str, str], ...]:
     """List what describes the repair."""
     return (
         ("task", task.name),
@@ -83,7 +85,12 @@ def facts(task: Task, trials: Sequence[Trial], seeds: Sequence[int]) -> tuple[tu
         ("trials", str(len(trials))),
         ("optimizer steps in all", str(sum(len(trial.losses) for trial in trials))),
         ("seconds in trials", f"{sum(trial.duration_s for trial in trials):.1f}"),
-        ("confirming seeds", ", ".join(str(seed) for seed in seeds)),
+        ("confirming seeds", _seeds(trials)),
         ("torch", torch.__version__),
         ("python", platform.python_version()),
     )
+
+
+def _seeds(trials: Sequence[Trial]) -> str:
+    seeds = dict.fromkeys(trial.seed for trial in trials if trial.stage == "confirmation")
+    return ", ".join(str(seed) for seed in seeds) or "none"

@@ -12,6 +12,7 @@ THRESHOLD_FRAC = 0.9
 # A healthy unit that is active for one sample in ten is still silent on 32 of them with a probability of 3 %.
 FEWEST_OBSERVATIONS = 32
 RECTIFIERS = frozenset({"relu", "relu6"})
+ROUNDING_FRAC = 1e-6
 MOST_DECADES = 7.2  # a layer that is dead altogether: as much as float32 resolves
 
 
@@ -57,7 +58,7 @@ class DeadUnits(AbstractRule):
             return None
         worst = max(judged, key=lambda layer: layer.dead_frac)
         decades = lost_decades(worst.dead_frac)
-        dead = [layer for layer in judged if layer.dead_frac >= THRESHOLD_FRAC]
+        dead = [layer for layer in judged if reaches(layer.dead_frac, THRESHOLD_FRAC)]
         if not dead:
             return Sign(decades=decades)
         return Sign(
@@ -82,6 +83,16 @@ class DeadUnits(AbstractRule):
             Cure(treatment="AddNormalization"),
             Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
         )
+
+
+def reaches(frac: float, threshold: float) -> bool:
+    """Tell whether a share reaches a threshold; shares are means in float32, where nine in ten may read 0.89999998.
+
+    Example:
+        >>> reaches(0.8999999762, 0.9), reaches(0.8999, 0.9)
+        (True, False)
+    """
+    return frac >= threshold - ROUNDING_FRAC
 
 
 def lost_decades(frac: float) -> float:

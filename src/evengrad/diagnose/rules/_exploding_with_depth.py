@@ -6,7 +6,7 @@ from math import ceil
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign
-from evengrad.diagnose._profile import Stop, decades_between, finite_readings, stops
+from evengrad.diagnose._profile import Stop, decades_between, finite_readings, stops, weighted_layers
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # As for EG101 and on the same measurement: networks that grow by 3 decades or more over their depth do not train at the
@@ -22,7 +22,8 @@ class ExplodingWithDepth(AbstractRule):
     Sees:
         The root mean square of the activations of the weighted layers in the order of the forward pass, and the norm
         of the loss gradient at their outputs in the order of the backward pass. The rule speaks when either grows by
-        1000 times (3 decades) over the network and two neighbouring layers share in it.
+        1000 times (3 decades) over the network and two neighbouring layers share in it. The activations are judged
+        whatever gradient arrived: a network that explodes into a saturated loss gets none at all.
 
     Hurts:
         One learning rate cannot fit layers whose gradients differ a thousandfold: what moves the last layer throws
@@ -48,35 +49,20 @@ class ExplodingWithDepth(AbstractRule):
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Take the larger of the forward and the backward growth."""
-        path = stops(reading)
+        path, reached = weighted_layers(reading), stops(reading)
         if len(path) < FEWEST_LAYERS or not finite_readings(reading.layers):
             return None
-        forward, backward = _forward(path), _backward(path)
+        forward = _forward(path)
+        if len(reached) < FEWEST_LAYERS:
+            # Half a judgement: it can accuse, but not acquit.
+            return _told("activations", path, forward) if forward[0] >= THRESHOLD_DECADES else None
+        backward = _backward(reached)
         growth = max(forward[0], backward[0])
         if growth < THRESHOLD_DECADES:
             return Sign(decades=max(growth, 0.0))
-        what, start, end = ("activations", *forward[1:]) if forward[0] >= backward[0] else ("gradient", *backward[1:])
-        if what == "activations":
-            verb, low, high = "grow", start.activation_rms, end.activation_rms
-        else:
-            verb, low, high = "grows on its way back", start.grad_norm, end.grad_norm
-        names = tuple(stop.name for stop in path)
-        first, last = sorted((names.index(start.name), names.index(end.name)))
-        return Sign(
-            decades=growth,
-            speaks=True,
-            where=names[first : last + 1],
-            message=(
-                f"the {what} {verb} by {growth:.1f} decades from `{start.name}` ({low:.1e}) to `{end.name}` "
-                f"({high:.1e}), {growth / max(last - first, 1):.2f} per layer"
-            ),
-            evidence=(
-                Evidence(name=f"activation rms of {path[0].name}", value=path[0].activation_rms),
-                Evidence(name=f"activation rms of {path[-1].name}", value=path[-1].activation_rms),
-                Evidence(name=f"gradient norm at the output of {path[-1].name}", value=path[-1].grad_norm),
-                Evidence(name=f"gradient norm at the output of {path[0].name}", value=path[0].grad_norm),
-            ),
-        )
+        if forward[0] >= backward[0]:
+            return _told("activations", path, forward)
+        return _told("gradient", reached, backward)
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose weights, then normalisation."""
@@ -88,6 +74,32 @@ class ExplodingWithDepth(AbstractRule):
             Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
             Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
         )
+
+
+def _told(what: str, path: tuple[Stop, ...], growth: tuple[float, Stop, Stop]) -> Sign:
+    """Tell a growth along a path with its numbers."""
+    decades, start, end = growth
+    if what == "activations":
+        verb, low, high = "grow", start.activation_rms, end.activation_rms
+    else:
+        verb, low, high = "grows on its way back", start.grad_norm, end.grad_norm
+    names = tuple(stop.name for stop in path)
+    first, last = sorted((names.index(start.name), names.index(end.name)))
+    return Sign(
+        decades=decades,
+        speaks=True,
+        where=names[first : last + 1],
+        message=(
+            f"the {what} {verb} by {decades:.1f} decades from `{start.name}` ({low:.1e}) to `{end.name}` "
+            f"({high:.1e}), {decades / max(last - first, 1):.2f} per layer"
+        ),
+        evidence=(
+            Evidence(name=f"activation rms of {path[0].name}", value=path[0].activation_rms),
+            Evidence(name=f"activation rms of {path[-1].name}", value=path[-1].activation_rms),
+            Evidence(name=f"gradient norm at the output of {path[-1].name}", value=path[-1].grad_norm),
+            Evidence(name=f"gradient norm at the output of {path[0].name}", value=path[0].grad_norm),
+        ),
+    )
 
 
 def _forward(path: tuple[Stop, ...]) -> tuple[float, Stop, Stop]:

@@ -28,8 +28,8 @@ class NonFiniteGradient(AbstractRule):
         of slopes overflows (Reinitialize, ScaleLearningRate, ClipGradients).
 
     False alarms:
-        Under dynamic loss scaling an overflow now and then is how the scale is found; a guard that knows the scaler
-        leaves those steps out of the readings.
+        Under dynamic loss scaling an overflow now and then is how the scale is found. Where a guard sees that it was
+        the scaler who left a step out, the reading says so and holds no norms, and this rule does not judge it.
 
     Source:
         Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063; Micikevicius et al. 2018, arXiv 1710.03740, section 3.2.

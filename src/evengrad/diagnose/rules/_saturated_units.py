@@ -4,10 +4,11 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign
 from evengrad.diagnose._profile import without_call
-from evengrad.diagnose.rules._dead_units import lost_decades
+from evengrad.diagnose.rules._dead_units import lost_decades, reaches
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
 THRESHOLD_FRAC = 0.75
+CRITICAL_FRAC = 0.99
 
 
 @final
@@ -50,14 +51,14 @@ class SaturatedUnits(AbstractRule):
         if not judged:
             return None
         worst, frac = max(judged, key=lambda item: item[1])
-        saturated = [layer for layer, share in judged if share >= THRESHOLD_FRAC]
+        saturated = [layer for layer, share in judged if reaches(share, THRESHOLD_FRAC)]
         if not saturated:
             return Sign(decades=lost_decades(frac))
         return Sign(
             decades=lost_decades(frac),
             speaks=True,
             where=tuple(layer.name for layer in saturated),
-            severity="critical" if frac >= 0.99 else "warning",
+            severity="critical" if reaches(frac, CRITICAL_FRAC) else "warning",
             message=(
                 f"{frac:.0%} of the outputs of `{worst.name}` ({worst.nonlinearity}) have lost 95 % of their slope; "
                 f"{len(saturated)} of {len(judged)} such layers are at {THRESHOLD_FRAC:.0%} or more"

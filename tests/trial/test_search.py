@@ -1,0 +1,286 @@
+"""How trials are chosen and paired, and that nothing a candidate does ends the search."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import evengrad
+from evengrad.diagnose import rules
+from evengrad.nouns import BatchError, Cure, Finding, TaskError
+from evengrad.treat import make
+from evengrad.trial import _search
+from evengrad.trial._candidates import candidates
+from evengrad.trial._course import Plan, run_course
+
+
+def data(count=192):
+    inputs = torch.randn(count, 16, generator=torch.Generator().manual_seed(0))
+    return inputs, inputs[:, :4].argmax(1)
+
+
+def deep(activation=nn.Sigmoid, depth=12, std=None, outputs=4):
+    def make_model():
+        layers = [layer for _ in range(depth) for layer in (nn.Linear(16, 16), activation())]
+        model = nn.Sequential(*layers, nn.Linear(16, outputs))
+        for module in model if std is not None else ():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=std)
+        return model
+
+    return make_model
+
+
+def task(model=None, **changes):
+    inputs, labels = data()
+    settings = {
+        "model": model or deep(),
+        "optimizer": lambda model: torch.optim.Adam(model.parameters(), lr=5e-3),
+        "loss": functional.cross_entropy,
+        "train": lambda: [(inputs, labels)],
+        "validate": lambda model: (model(inputs).argmax(1) == labels).float().mean().item(),
+        "steps": 24,
+    }
+    return evengrad.Task(**(settings | changes))
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """Record every training that a search asks for, and run it."""
+    seen = []
+
+    def recorded(plan, tick):
+        seen.append(plan)
+        return run_course(plan, tick)
+
+    monkeypatch.setattr(_search, "run_course", recorded)
+    return seen
+
+
+def test_confirming_trainings_come_in_pairs_of_one_seed_and_equal_length(plans):
+    result = evengrad.repair(task(), seeds=2)
+    confirming = [plan for plan in plans if plan.stage == "confirmation"]
+    for label in {plan.label for plan in confirming} - {"untreated"}:
+        treated = [(plan.seed, plan.steps) for plan in confirming if plan.label == label]
+        untreated = [(plan.seed, plan.steps) for plan in confirming if plan.label == "untreated"]
+        assert treated
+        assert set(treated) <= set(untreated)
+        assert all(steps == 24 for _, steps in treated)
+    assert [seed for seed, _ in untreated] == sorted({plan.seed for plan in confirming}), "each seed has one untreated"
+    assert result.verdict.seeds == tuple(plan.seed for plan in confirming if plan.label == result.verdict.label)
+
+
+def test_choosing_uses_one_seed_and_shorter_trainings(plans):
+    evengrad.repair(task(), seeds=1)
+    halving = [plan for plan in plans if plan.stage.startswith("halving")]
+    assert {plan.seed for plan in halving} == {0}
+    assert [plan.steps for plan in halving] == [6] * 6 + [12] * 2
+
+
+def test_a_second_finalist_gets_seeds_of_its_own(plans):
+    result = evengrad.repair(task(validate=lambda model: 0.25, steps=8), seeds=2)
+    assert result.verdict.outcome == "not cured"
+    confirming = [plan for plan in plans if plan.stage == "confirmation"]
+    assert [plan.seed for plan in confirming] == [1, 1, 3, 3], "each gives up after its first pair"
+    assert len({plan.label for plan in confirming}) == 3
+
+
+def test_every_proposal_that_fits_is_a_candidate_when_the_batch_could_not_try_it():
+    """A symptom that develops has cures without a counterfactual: all are worth a trial."""
+    fresh = task(deep(nn.ReLU, 4))
+    for rule in rules.ALL:
+        finding = Finding(code=rule.code, symptom="", severity="critical", where=("0",), cures=rule.cures())
+        chosen = {one.label for one in candidates(fresh, (finding,), seed=0, most=20)}
+        fitting = {make(cure.treatment, cure.settings).label for cure in rule.cures()}
+        same = {make("SwapActivation", [("to", "relu")]).label}  # this network has no other activation
+        assert chosen == fitting - same, rule.code
+
+
+def test_pairs_are_tried_only_where_no_single_treatment_removes_the_symptom():
+    def finding(*, removes):
+        cures = tuple(
+            Cure(treatment=name, tried=True, before_decades=6.0, after_decades=2.0 if removes else 5.0, removes=removes)
+            for name in ("Reinitialize", "AddResidual")
+        )
+        return (Finding(code="EG101", symptom="", severity="critical", where=("0",), cures=cures),)
+
+    alone = [one.label for one in candidates(task(), finding(removes=True), seed=0, most=20)]
+    assert alone == ["Reinitialize(scheme='auto')", "AddResidual()"]
+    pairs = [one.label for one in candidates(task(), finding(removes=False), seed=0, most=20)]
+    assert pairs == [*alone, "AddResidual() + Reinitialize(scheme='auto')"]
+
+
+def test_a_cure_that_brings_another_finding_does_not_stop_the_pairs():
+    cures = (
+        Cure(
+            treatment="Reinitialize", tried=True, before_decades=6.0, after_decades=0.0, removes=True, brings=("EG301",)
+        ),
+        Cure(treatment="AddResidual", tried=True, before_decades=6.0, after_decades=5.9),
+    )
+    finding = Finding(code="EG101", symptom="", severity="critical", where=("0",), cures=cures)
+    labels = [one.label for one in candidates(task(), (finding,), seed=0, most=20)]
+    assert any("+" in label for label in labels)
+
+
+def test_a_treatment_that_helps_too_little_is_left_out():
+    cures = (Cure(treatment="AddResidual", tried=True, before_decades=6.0, after_decades=5.9),)
+    finding = Finding(code="EG101", symptom="", severity="critical", where=("0",), cures=cures)
+    assert candidates(task(), (finding,), seed=0, most=20) == []
+
+
+def test_a_candidate_that_breaks_the_users_code_has_failed_and_the_search_goes_on():
+    def reads_the_first_layer(model):
+        assert model[0].weight.isfinite().all()  # a layer that is wrapped has no weight
+
+    result = evengrad.repair(task(after_step=reads_the_first_layer), seeds=1)
+    failed = {trial.label for trial in result.trials if "has no attribute" in trial.error}
+    confirmed = {trial.label for trial in result.trials if trial.stage == "confirmation"} - {"untreated"}
+    assert failed
+    assert confirmed
+    assert not failed & confirmed
+
+
+def test_a_loss_that_raises_on_nan_ends_the_training_and_is_diagnosed():
+    labels = data()[1].float().clamp(max=1).unsqueeze(1)
+    inputs = data()[0]
+
+    def with_sigmoid():
+        return nn.Sequential(*deep(nn.ReLU, 12, std=0.45, outputs=1)(), nn.Tanh(), nn.Linear(1, 1), nn.Sigmoid())
+
+    def exploding(model):
+        return torch.optim.SGD(model.parameters(), lr=1e30)
+
+    sick = task(
+        with_sigmoid,
+        optimizer=exploding,
+        loss=nn.BCELoss(),
+        train=lambda: [(inputs, labels)],
+        validate=lambda model: 0.0,
+    )
+    course = run_course(Plan(task=sick, label="untreated", seed=0, steps=20, stage="scout"), lambda count: None)
+    assert "not finite any more" in course.trial.error
+    assert "EG201" in course.trial.findings
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"optimizer": lambda model: torch.optim.LBFGS(model.parameters())}, "whose step needs a closure"),
+        ({"schedule": lambda optimizer: 1 / 0}, r"Task\.schedule: got ZeroDivisionError"),
+        ({"after_step": lambda model: 1 / 0}, "after_step: got ZeroDivisionError"),
+        ({"loss": lambda output, target: 1 / 0}, "ZeroDivisionError"),
+    ],
+    ids=["closure", "schedule", "after_step", "loss"],
+)
+def test_user_code_that_raises_in_the_untreated_training_is_one_clear_error(changes, match):
+    with pytest.raises(evengrad.EvengradError, match=match):
+        evengrad.repair(task(**changes), seeds=1)
+
+
+def test_a_schedule_that_waits_for_a_plateau_gets_the_loss():
+    plateau = task(
+        schedule=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=2), steps=30
+    )
+    plan = Plan(task=plateau, label="untreated", seed=0, steps=30, stage="scout")
+    readings = run_course(plan, lambda count: None).record.readings
+    assert readings[-2].lrs[0] < readings[0].lrs[0]
+
+
+@pytest.mark.parametrize("form", ["tuple", "mapping"])
+def test_inputs_that_are_tuples_or_mappings_are_trained_and_treated(form):
+    inputs, labels = data()
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = deep()()
+
+        def forward(self, a, b):
+            return self.body(a + b)
+
+    batch = (inputs, inputs) if form == "tuple" else {"a": inputs, "b": inputs}
+    two = task(
+        Two,
+        train=lambda: [(batch, labels)],
+        validate=lambda model: (model(inputs, inputs).argmax(1) == labels).float().mean().item(),
+        steps=8,
+    )
+    result = evengrad.repair(two, seeds=1)
+    assert any(cure.tried and cure.removes for cure in result.findings[0].cures)
+    assert all(trial.metric is not None for trial in result.trials)
+
+
+def test_all_random_states_are_seeded_and_left_alone():
+    """A data set that is shuffled by torch, NumPy or Python gives the same trials for the same seed."""
+    inputs, labels = data()
+
+    def shuffled():
+        order = torch.randperm(192)[torch.as_tensor(np.random.permutation(192))].tolist()
+        random.shuffle(order)
+        return [(inputs[order[:64]], labels[order[:64]]), (inputs[order[64:]], labels[order[64:]])]
+
+    drawn = task(train=shuffled, steps=8)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    once = evengrad.repair(drawn, seeds=1)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+    torch.rand(3), np.random.rand(3), random.random()
+    again = evengrad.repair(drawn, seeds=1)
+    assert [trial.losses for trial in once.trials] == [trial.losses for trial in again.trials]
+    assert [finding.cures for finding in once.findings] == [finding.cures for finding in again.findings]
+
+
+def test_batches_that_differ_between_trials_are_refused():
+    inputs, labels = data()
+    calls = []
+
+    def train():
+        calls.append(1)
+        return [(inputs + len(calls), labels)]
+
+    with pytest.raises(TaskError, match="another first batch in two trials of seed 0"):
+        evengrad.repair(task(train=train, steps=1), seeds=1)
+
+
+def test_an_iterator_that_is_used_up_is_named():
+    inputs, labels = data()
+    once = iter([(inputs, labels)] * 3)
+    with pytest.raises(BatchError, match="batches once and none when it was called again"):
+        evengrad.repair(task(train=lambda: once, steps=20), seeds=1)
+
+
+def test_gradients_that_the_optimizer_does_not_hold_neither_pile_up_nor_count():
+    part = task(optimizer=lambda model: torch.optim.SGD(model[-1].parameters(), lr=0.1), steps=6)
+    course = run_course(Plan(task=part, label="untreated", seed=0, steps=6, stage="scout"), lambda count: None)
+    assert course.record.parameters == ("24.weight", "24.bias")
+    norms = [reading.total_norm for reading in course.record.readings[:-1]]
+    assert max(norms) < 2 * min(norms)
+
+
+def test_a_failed_training_without_a_finding_is_not_called_healthy():
+    result = evengrad.repair(task(deep(nn.ReLU, 2), validate=lambda model: float("nan"), steps=8))
+    assert result.findings == ()
+    assert result.verdict.outcome == "not cured"
+    assert "validate returned nan" in result.verdict.message
+    assert "Not sick" not in result.story.headline
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_labels_drawn_at_random_are_never_cured(seed):
+    inputs, _ = data()
+    generator = torch.Generator().manual_seed(100 + seed)
+    labels = torch.randint(4, (192,), generator=generator)
+    other, truth = torch.randn(200, 16, generator=generator), torch.randint(4, (200,), generator=generator)
+    noise = task(
+        train=lambda: [(inputs, labels)],
+        validate=lambda model: (model(other).argmax(1) == truth).float().mean().item(),
+        steps=40,
+    )
+    result = evengrad.repair(noise, seed=10 * seed)
+    assert result.findings, "the gradients do vanish"
+    assert result.verdict.outcome != "cured"
