@@ -6,7 +6,6 @@ read on a machine without torch.
 
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -55,6 +54,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("evengrad")
     if name in _HOME:
         return getattr(import_module(f"evengrad.{_HOME[name]}"), name)

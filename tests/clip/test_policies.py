@@ -9,7 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from evengrad.clip import ALL, AbstractPolicy, ByGlobalNorm, ByZScore, policy_of, total_norm
 from evengrad.nouns import SettingError
 
-EXAMPLES = (ByGlobalNorm(1.5), ByGlobalNorm(float("inf")), ByZScore(), ByZScore(z=1.0, decay=0.9, warmup_steps=3))
+EXAMPLES = (
+    ByGlobalNorm(1.5),
+    ByGlobalNorm(float("inf")),
+    ByZScore(),
+    ByZScore(z=1.0, decay=0.9, warmup_steps=3, std_floor=0.1),
+    ByZScore(std_floor=0.0, warmup_steps=25, published=True),
+)
 READS = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::equal"}
 
 

@@ -75,9 +75,9 @@ class Repair:
     log: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Keep run logs and the story here, for `evengrad report`."""
     budget: int | None = None
-    """The most optimizer steps, all trials together; by default what six candidates take, about 9.5 trainings."""
+    """The most optimizer steps, all trials together; by default what the search takes, 9.5 to 15.5 trainings."""
     seeds: int = 3
-    """How many seeds confirm the winner."""
+    """How many seeds confirm the winner; one is never enough for the verdict cured."""
     seed: int = 0
     """Seed of the search."""
     json: Quiet = False
@@ -101,7 +101,7 @@ class Repair:
                 result.report(self.output)
         if result.interrupted:
             raise KeyboardInterrupt
-        return FINDINGS if result.findings else OK
+        return OK if result.verdict.outcome == "was not sick" else FINDINGS
 
 
 @final
@@ -128,7 +128,7 @@ class Report:
             path = report.write(story, self.output)
         if not self.json:
             say(f"wrote {path}", as_json=False)
-        return FINDINGS if story.findings else OK
+        return FINDINGS if story.findings or (story.verdict and story.verdict.outcome != "was not sick") else OK
 
 
 @final

@@ -34,9 +34,9 @@ class ByZScore(AbstractPolicy):
         decay: Weight of the past in mean and variance, in (0, 1). 0.97 is the paper's choice: about 33 steps.
         warmup_steps: Norms watched before the first clip, at least 1. 1, so that a bad step near the start is caught;
             the paper has 25.
-        std_floor: The smallest deviation, in means, not negative. 1.0, the smallest measured that clipped less than
-            1 % of the steps of healthy trainings: then only norms above 3.5 means are clipped, and with batches whose
-            norms differ by more than their mean, later.
+        std_floor: The smallest deviation, in means, positive (a variance that died out would stay 0). 1.0, the smallest
+            measured that clips less than 1 % of the steps of healthy trainings: only norms above 3.5 means are clipped,
+            and where norms differ by more than their mean from batch to batch, only higher ones.
         published: Follow the paper to the letter, to compare with it: the clipped norm, not the bound, enters the
             statistics, the plain average ends with the warm-up, and 1e-6 is added to the denominators. Wants
             `std_floor=0.0`; the paper's `warmup_steps` is 25. Not for use: where the norm rises for good, the
@@ -58,9 +58,9 @@ class ByZScore(AbstractPolicy):
         1.643
 
     Source: Kumar et al., 2025, ZClip, arXiv:2504.02507, z-score mode with adaptive scaling and no constant threshold.
-    Differs in the floor and in feeding the bound, without which healthy trainings are clipped at most steps (figures:
-    `docs/decisions/0008-default-policy.md`), in the warm-up, in adding no epsilon, and in that norms that are not finite
-    or 0 never enter the statistics, even with `published` (in the reference one NaN ends the clipping for good).
+    Differs in the floor and in feeding the bound, without which most steps of healthy trainings are clipped (measured
+    in `docs/decisions/0008-default-policy.md`), in the warm-up, in adding no epsilon, and in that norms that are not
+    finite or 0 never enter the statistics, even with `published` (in the reference one NaN ends the clipping for good).
     """
 
     z: float = 2.5
@@ -77,11 +77,11 @@ class ByZScore(AbstractPolicy):
         positive("warmup_steps", self.warmup_steps)
         if not isinstance(self.warmup_steps, int):
             raise SettingError("warmup_steps", came=repr(self.warmup_steps), wanted="a positive whole number")
-        if self.std_floor != 0 or isinstance(self.std_floor, bool):
-            positive("std_floor", self.std_floor)
         if not isinstance(self.published, bool):
-            raise SettingError("published", came=repr(self.published), wanted="a truth value")
-        if self.published and self.std_floor:
+            raise SettingError("published", came=repr(self.published), wanted="True or False")
+        if not self.published:
+            positive("std_floor", self.std_floor)
+        elif self.std_floor != 0:
             advice = "the published formula has no floor"
             raise SettingError("std_floor", came=repr(self.std_floor), wanted="0.0 with published=True", advice=advice)
 
