@@ -261,6 +261,23 @@ def test_gradients_that_the_optimizer_does_not_hold_neither_pile_up_nor_count():
     assert max(norms) < 2 * min(norms)
 
 
+def test_a_model_is_trained_in_training_mode_and_validated_in_evaluation_mode():
+    modes = {"train": set(), "validate": set()}
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = deep(nn.ReLU, 2)().eval()  # a factory may hand over anything
+            self.eval()
+
+        def forward(self, x):
+            modes["validate" if not torch.is_grad_enabled() else "train"].add(self.training)
+            return self.body(x)
+
+    run_course(Plan(task=task(Watched), label="u", seed=0, steps=3, stage="scout"), lambda count: None)
+    assert modes == {"train": {True}, "validate": {False}}
+
+
 def test_a_failed_training_without_a_finding_is_not_called_healthy():
     result = evengrad.repair(task(deep(nn.ReLU, 2), validate=lambda model: float("nan"), steps=8))
     assert result.findings == ()

@@ -105,7 +105,7 @@ class ByZScore(AbstractPolicy):
         fed = target if self.published else xp.where(spike, mean + room, usable)
         return Decision(
             norm=norm,
-            scale=xp.where(spike & (target < usable), target / (usable + eps), one),
+            scale=xp.where(spike, target / (usable + eps), one),
             skip=~finite,
             state=self._moved(state, fed, counts),
         )
