@@ -228,7 +228,7 @@ def test_a_folder_of_something_else_is_refused_before_anything_runs(tmp_path):
 
 
 @pytest.mark.parametrize("validate", [None, lambda model: 0.25], ids=["first confirmed", "none confirmed"])
-@pytest.mark.parametrize("budget", [75, 100, 150, 400])
+@pytest.mark.parametrize("budget", [75, 100, 120, 400])
 def test_the_budget_is_kept(validate, budget):
     counted = []
     changes = {} if validate is None else {"validate": validate}
