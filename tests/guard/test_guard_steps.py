@@ -269,6 +269,9 @@ def test_a_loss_is_returned_unchanged_and_must_be_a_scalar():
     assert guard.loss(loss) is loss
     with pytest.raises(LossError, match=r"loss: got shape \(5, 2\), want a scalar"):
         guard.loss(model(batches(1)[0]))
+    for wrong in ("0.5 or so", None):
+        with pytest.raises(LossError, match="want a scalar tensor or a number"):
+            guard.loss(wrong)
 
 
 def test_the_window_is_bounded():

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 import evengrad
 from evengrad.probe import probe
-from evengrad.probe._session import Session
+from evengrad.probe._watch import Watch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,12 +46,12 @@ def test_the_hooks_do_not_wait_for_the_device():
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        with Session(model) as session:
+        with Watch(model) as watch:
             loss = functional.cross_entropy(model(inputs), labels)
             torch.autograd.grad(loss, list(model.parameters()))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(session.entries) == 23
+    assert len(watch.entries) == 23
 
 
 def test_the_model_and_the_devices_random_state_are_left_as_found():

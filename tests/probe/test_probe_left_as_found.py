@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evengrad.nouns import LossError, ModelError
 from evengrad.probe import left_as_found, probe
-from evengrad.probe._session import Session
+from evengrad.probe._watch import Watch
 
 
 class Everything(nn.Module):
@@ -247,14 +247,14 @@ def test_nothing_is_read_on_the_host_before_the_readings_are_asked_for():
     with Syncs() as without:
         functional.cross_entropy(model(x), y).backward()
     with Syncs() as syncs:
-        with Session(model) as session:
+        with Watch(model) as watch:
             loss = functional.cross_entropy(model(x), y)
-        parameters = [*model.parameters(), *session.inputs]
+        parameters = [*model.parameters(), *watch.inputs]
         found = torch.autograd.grad(loss, parameters)
     assert syncs.count == without.count
     assert syncs.count == 0
     with syncs:
-        readings = session.readings(dict(zip(parameters, found, strict=True)))
+        readings = watch.readings(dict(zip(parameters, found, strict=True)))
     assert [layer.name for layer in readings] == ["rnn", "norm", "sigmoid()", "hardtanh()", "relu()", "last"]
     assert all(layer.grad_rms > 0 for layer in readings)
     assert syncs.count <= 10 * len(readings)  # .tolist() of one tensor, not one transfer for each statistic

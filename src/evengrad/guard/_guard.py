@@ -128,7 +128,10 @@ class Guard:
                 )
             self._loss = loss.detach().clone()  # a replayed CUDA graph writes its loss in place
         else:
-            self._loss = float(loss)
+            try:
+                self._loss = float(loss)
+            except (TypeError, ValueError) as err:
+                raise LossError("loss", came=type(loss).__name__, wanted="a scalar tensor or a number") from err
         return loss
 
     def clip_(self) -> Tensor:

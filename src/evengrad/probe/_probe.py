@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from evengrad.nouns import BatchError, LossError, ModelError, Reading, Record, output_of
 from evengrad.probe._kinds import plain_name
 from evengrad.probe._left_as_found import left_as_found
-from evengrad.probe._session import Session, all_finite
+from evengrad.probe._watch import Watch, all_finite
 from evengrad.probe._statistics import is_additive_mask, norm
 
 
@@ -65,11 +65,11 @@ def probe(
     data, target = checked_batch(batch)
     trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
     with left_as_found(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-        with Session(model) as session:
-            value = _watched_loss(session, loss, (data, target), allow_broken_loss=allow_broken_loss)
-        found = None if value is None else _backward(model, value, [*trained, *session.inputs])
+        with Watch(model) as watch:
+            value = _watched_loss(watch, loss, (data, target), allow_broken_loss=allow_broken_loss)
+        found = None if value is None else _backward(model, value, [*trained, *watch.inputs])
     if value is None or found is None:
-        reading = Reading(step=step, loss=float("nan"), layers=session.readings(None))
+        reading = Reading(step=step, loss=float("nan"), layers=watch.readings(None))
     else:
         gradients: dict[Tensor, Tensor | None] = dict(zip(trained, found, strict=False))
         norms = _norms(parameters, gradients)
@@ -78,7 +78,7 @@ def probe(
             loss=float(value.detach()),
             grad_norms=norms,
             total_norm=sum(one * one for one in norms) ** 0.5,
-            layers=session.readings(gradients),
+            layers=watch.readings(gradients),
         )
     dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
     return Record(readings=(reading,), parameters=tuple(parameters), dtype=dtype)
@@ -143,14 +143,14 @@ def _check_tensor(what: str, tensor: Tensor) -> None:
 
 
 def _watched_loss(
-    session: Session, loss: Callable[[Any, Any], Tensor], batch: tuple[Any, Any], *, allow_broken_loss: bool
+    watch: Watch, loss: Callable[[Any, Any], Tensor], batch: tuple[Any, Any], *, allow_broken_loss: bool
 ) -> Tensor | None:
     """Run forward and loss; None where what is not finite has kept them from giving a loss, and that is tolerated."""
     data, target = batch
     try:
-        output = _forward(session.model, data)
+        output = _forward(watch.model, data)
     except ModelError:
-        if allow_broken_loss and session.saw_non_finite():
+        if allow_broken_loss and watch.saw_non_finite():
             return None
         raise
     excused = allow_broken_loss and not all_finite(output)

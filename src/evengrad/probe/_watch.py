@@ -58,7 +58,7 @@ class Entry:
 
 
 @final
-class Session:
+class Watch:
     """Watch one forward, and the backward that follows it.
 
     Args:
@@ -84,7 +84,7 @@ class Session:
         self._handles: list[RemovableHandle] = []
         self._stack = ExitStack()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Watch:
         for module in self._names:
             self._handles.append(module.register_forward_pre_hook(self._enter_module, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True))
