@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from evengrad.nouns import BatchError, LossError, ModelError, Reading, Record, output_of
 from evengrad.probe._kinds import plain_name
 from evengrad.probe._left_as_found import left_as_found
-from evengrad.probe._watch import Watch, all_finite
 from evengrad.probe._statistics import is_additive_mask, norm
+from evengrad.probe._watch import Watch, all_finite
 
 
 def probe(
