@@ -221,7 +221,7 @@ class Search:
         after = winner.after if winner is not None else []
         treated = winner.candidate.treated if winner is not None else None
         return Story(
-            title=f"Repair of {self.task.name}",
+            title=f"Repair: {self.task.name}",
             headline=headline(self.findings, verdict, interrupted=self.interrupted),
             findings=self.findings,
             heat_maps=(
