@@ -3,7 +3,7 @@
 from evengrad.clip._by_global_norm import ByGlobalNorm
 from evengrad.clip._by_zscore import ByZScore
 from evengrad.clip._choice import ALL, policy_of
-from evengrad.clip._policy import AbstractPolicy, Array, Decision, State
+from evengrad.clip._policy import AbstractPolicy, Array, Decision, Signals, State
 from evengrad.clip._total import total_norm
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ByGlobalNorm",
     "ByZScore",
     "Decision",
+    "Signals",
     "State",
     "policy_of",
     "total_norm",

@@ -5,7 +5,7 @@ from typing import final
 
 from array_api_compat import array_namespace
 
-from evengrad.clip._policy import AbstractPolicy, Array, Decision, State
+from evengrad.clip._policy import NO_SIGNALS, AbstractPolicy, Array, Decision, Signals, State
 from evengrad.clip._settings import positive
 from evengrad.clip._total import total_norm
 from evengrad.nouns import SettingError
@@ -54,7 +54,7 @@ class ByGlobalNorm(AbstractPolicy):
         """Make the state: there is none."""
         return {}
 
-    def __call__(self, norms_P: Array, state: State) -> Decision:
+    def __call__(self, norms_P: Array, state: State, signals: Signals = NO_SIGNALS) -> Decision:
         """Decide one step."""
         xp = array_namespace(norms_P)
         norm = total_norm(norms_P)

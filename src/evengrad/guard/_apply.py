@@ -42,7 +42,7 @@ class Outcome:
             its scale, and no sign of a fault.
     """
 
-    norms_P: Array  # noqa: N815
+    norms_P: Array
     total: float
     scale: float
     skipped: bool

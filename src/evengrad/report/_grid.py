@@ -32,7 +32,7 @@ class Grid:
     title: str
     rows: tuple[str, ...]
     steps: tuple[int, ...]
-    norm_LT: NDArray[np.float64]  # noqa: N815
+    norm_LT: NDArray[np.float64]
     rows_each: int = 1
     steps_each: int = 1
     row_axis: str = "layer"

@@ -1,0 +1,5 @@
+"""Every transform."""
+
+from evengrad.clip.transforms._transform import AbstractTransform
+
+ALL: tuple[type[AbstractTransform], ...] = ()
