@@ -26,13 +26,13 @@ from sklearn.datasets import load_diabetes, load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evengrad.clip import AbstractPolicy, ByGlobalNorm, ByZScore
+from evengrad.clip import AbstractPolicy, ByGlobalNorm, ByZScore, ZClip
 
 SEEDS = (0, 1, 2)
 FLOORS = (0.01, 0.1, 0.5, 1.0, 2.0)
 POLICIES: dict[str, AbstractPolicy] = {
     "none": ByGlobalNorm(math.inf),
-    "ZClip": ByZScore(std_floor=0.0, warmup_steps=25, published=True),
+    "ZClip": ZClip(max_grad_norm=None),
     **{f"floor {floor:g}": ByZScore(std_floor=floor) for floor in FLOORS},
     "f. 1, w. 25": ByZScore(warmup_steps=25),
     "clip 1.0": ByGlobalNorm(1.0),

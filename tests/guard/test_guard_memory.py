@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from evengrad.clip import AbstractPolicy, ByGlobalNorm, ByZScore
+from evengrad.clip.transforms import Target
 from evengrad.guard import Guard
+from evengrad.guard._program import Program
 from evengrad.guard._saved import carried
 from evengrad.nouns import SettingError
 from evengrad.runlog import read
@@ -62,12 +64,15 @@ def test_a_state_dict_is_a_copy():
     model, optimizer, guard = setting()
     train(model, optimizer, guard, inputs()[:5])
     saved = guard.state_dict()
-    mean = float(saved["state"]["mean"])
+    mean = float(saved["parts"][0]["memory"]["mean"])
     train(model, optimizer, guard, inputs()[5:10])
-    assert float(saved["state"]["mean"]) == mean
+    assert float(saved["parts"][0]["memory"]["mean"]) == mean
     guard.load_state_dict(saved)
     train(model, optimizer, guard, inputs()[5:10])
-    assert float(saved["state"]["mean"]) == mean
+    assert float(saved["parts"][0]["memory"]["mean"]) == mean
+
+
+LONG = {name: torch.zeros(3) for name in ("seen", "mean", "var")}
 
 
 @pytest.mark.parametrize(
@@ -75,11 +80,21 @@ def test_a_state_dict_is_a_copy():
     [
         ({"version": 2}, "state_dict: got version 2, want version 1 or older; install a newer evengrad"),
         ({"version": None}, "state_dict: got a dict without a version"),
-        ({"policy": "ByMagic"}, "state_dict: got the state of ByMagic, want the state of ByZScore"),
-        ({"state": {}}, "state_dict: got KeyError"),
-        ({"state": {"seen": 1, "mean": 2, "var": 3}}, "state_dict: got AttributeError"),
-        ({"state": dict.fromkeys(("seen", "mean", "var"), torch.zeros(3))}, "seen has 3 numbers for 4 parameters"),
+        ({"parts": [{"kind": "ByMagic"}]}, "state_dict: got the state of ByMagic, want the state of ByZScore"),
+        ({"parts": []}, "state_dict: got the state of nothing, want the state of ByZScore"),
+        ({"parts": [{"kind": "ByZScore"}]}, "state_dict: got KeyError: 'memory'"),
+        ({"parts": [{"kind": "ByZScore", "memory": {}}]}, r"state_dict: got ValueError: arrays called \[\]"),
+        (
+            {"parts": [{"kind": "ByZScore", "memory": {"seen": 1, "mean": 2, "var": 3}}]},
+            "state_dict: got TypeError: a int",
+        ),
+        ({"parts": [{"kind": "ByZScore", "memory": LONG}]}, r"seen has the shape \(3,\), not \(1,\)"),
+        (
+            {"parameters": ["a", "b"]},
+            "got the state of another model, with a, b, want one with 0.weight, 0.bias, 2.weight",
+        ),
         ({"step": "x"}, "state_dict: got ValueError"),
+        ({"lr_factor": None}, "state_dict: got TypeError"),
     ],
 )
 def test_a_foreign_state_dict_is_refused_and_changes_nothing(change, message):
@@ -104,11 +119,24 @@ def test_settings_may_change_between_runs():
 
 
 class WithBoth(AbstractPolicy):
-    def init(self, count, *, like=None):
-        return {"whole": np.zeros(1, dtype=np.float32), "each": np.full(count, 9.0, dtype=np.float32)}
+    """One number for the whole, one for each parameter, and a window that has two, as a model of two parameters."""
 
-    def __call__(self, norms_P, state):
+    def init(self, count, *, like=None):
+        return {
+            "whole": np.zeros(1, dtype=np.float32),
+            "each": np.full(count, 9.0, dtype=np.float32),
+            "window": np.zeros(2, np.float32),
+        }
+
+    def __call__(self, norms_P, state, signals=None):
         raise NotImplementedError
+
+
+def program(names):
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    rest = {"module": None, "last": False, "optimizer": optimizer, "group": optimizer.param_groups[0]}
+    return Program((WithBoth(),), [Target(name=name, parameter=parameter, **rest) for name in names], None)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +152,9 @@ class WithBoth(AbstractPolicy):
 )
 def test_a_state_per_parameter_is_carried_over_by_name_and_one_for_the_model_as_it_is(old, new, each):
     values = np.arange(1.0, len(old) + 1, dtype=np.float32)
-    state = {"whole": np.array([5.0], dtype=np.float32), "each": values}
-    result = carried(state, list(old), WithBoth(), list(new))
+    state = {"whole": np.array([5.0], dtype=np.float32), "each": values, "window": np.array([6.0, 7.0], np.float32)}
+    (result,) = carried([state], list(old), program(new), list(new))
+    assert result["window"].tolist() == [6.0, 7.0]
     assert result["whole"].tolist() == [5.0]
     assert result["each"].tolist() == each
     assert not np.shares_memory(result["each"], values)
@@ -133,18 +162,18 @@ def test_a_state_per_parameter_is_carried_over_by_name_and_one_for_the_model_as_
 
 def test_a_state_whose_length_does_not_fit_its_parameters_is_refused():
     state = WithBoth().init(1)
-    with pytest.raises(ValueError, match="each has 1 numbers for 2 parameters"):
-        carried(state, ["a", "b"], WithBoth(), ["a"])
+    with pytest.raises(ValueError, match=r"each has the shape \(1,\), not \(2,\)"):
+        carried([state], ["a", "b"], program("a"), ["a"])
 
 
 def test_the_state_of_a_larger_model_may_be_loaded_for_a_single_parameter():
     model, optimizer, guard = setting()
     train(model, optimizer, guard, inputs()[:5])
-    small = nn.Linear(3, 1, bias=False)
+    small = nn.Sequential(nn.Linear(3, 1, bias=False))
     other = Guard(small, torch.optim.SGD(small.parameters(), lr=0.1))
     other.load_state_dict(guard.state_dict())
     assert other.step == 5
-    assert other.state_dict()["state"] == guard.state_dict()["state"]
+    assert other.state_dict()["parts"] == guard.state_dict()["parts"]
 
 
 def test_a_run_log_holds_what_the_window_holds(tmp_path):

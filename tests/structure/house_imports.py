@@ -25,7 +25,8 @@ ROWS = {
     "integrations": 5,
 }
 NEIGHBOURS = {("trial", "checkup")}  # the only part that may import another of its row
-TORCH_FREE = frozenset({"nouns", "runlog", "diagnose", "report"})
+TORCH_FREE = frozenset({"nouns", "reference", "runlog", "diagnose", "report"})
+LIBRARIES = {"nouns": (), "reference": ("numpy",)}  # parts that need these and the standard library, nothing else
 
 # What may be imported from outside, by the name to import and the name to install.
 DEPENDENCIES = {
@@ -108,8 +109,9 @@ def torch_problems(root: Path) -> list[str]:
                 continue
             if one.library == "torch" or (one.part and one.part not in TORCH_FREE):
                 problems.append(module.problem(one.line, f"`{module.part}` needs {one.target} at run time"))
-            elif module.part == "nouns" and one.library not in {*sys.stdlib_module_names, "evengrad"}:
-                problems.append(module.problem(one.line, f"the nouns need {one.target}, not in the standard library"))
+            elif one.library not in {*sys.stdlib_module_names, "evengrad", *LIBRARIES.get(module.part, (one.library,))}:
+                wanted = " and ".join([*LIBRARIES[module.part], "the standard library"])
+                problems.append(module.problem(one.line, f"`{module.part}` needs {one.target}: want {wanted} only"))
     return problems
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from textwrap import dedent
 
 import pytest
 from house_imports import (
@@ -33,7 +34,7 @@ def test_every_part_imports_from_lower_rows_only():
 def test_the_rows_are_those_of_the_parts_that_there_are():
     parts = {module.part for module in modules(PACKAGE)} - {""}
     assert parts <= set(ROWS)
-    assert set(ROWS) - parts <= {"reference", "integrations"}
+    assert set(ROWS) - parts <= {"integrations"}
     assert all(ROWS[one] == ROWS[other] for one, other in NEIGHBOURS)
 
 
@@ -45,6 +46,12 @@ def test_the_rows_are_those_of_the_parts_that_there_are():
         ("report/_a.py", "\nfrom evengrad import trial\n", "`report` on row 3 imports evengrad.trial on row 4"),
         ("checkup/_a.py", "from evengrad import trial\n", "`checkup` on row 4 imports evengrad.trial on row 4"),
         ("guard/_a.py", "from ..checkup import x\n", "`guard` on row 4 imports evengrad.checkup.x on row 4"),
+        (
+            "reference/_a.py",
+            "from evengrad.nouns import SettingError\n",
+            "`reference` on row 1 imports evengrad.nouns.SettingError on row 1",
+        ),
+        ("reference/_a.py", "import evengrad\n", "imports evengrad: name a part"),
         ("nouns/_a.py", "def f():\n    import evengrad.runlog\n", "`nouns` on row 1 imports evengrad.runlog on row 2"),
         (
             "probe/_a.py",
@@ -90,7 +97,13 @@ def test_the_torch_free_parts_never_import_torch():
             "from evengrad.measure import Norms\n",
             "1: `report` needs evengrad.measure.Norms at run time",
         ),
-        ("nouns/_a.py", "import numpy\n", "1: the nouns need numpy, not in the standard library"),
+        ("nouns/_a.py", "import numpy\n", "1: `nouns` needs numpy: want the standard library only"),
+        ("reference/_a.py", "import torch\n", "1: `reference` needs torch at run time"),
+        (
+            "reference/_a.py",
+            "import numpy\nimport rich.text\n",
+            "2: `reference` needs rich.text: want numpy and the standard library only",
+        ),
         ("nouns/_a.py", "if not TYPE_CHECKING:\n    import torch\n", "2: `nouns` needs torch at run time"),
         ("nouns/_a.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import torch\n", "4: `nouns` needs torch at run time"),
     ],
@@ -101,7 +114,11 @@ def test_torch_in_a_torch_free_part_is_found(tree, name, text, problem):
 
 def test_torch_for_a_type_checker_and_in_other_parts_is_let_through(tree):
     root = tree(
-        {"nouns/_a.py": "import os\nif TYPE_CHECKING:\n    from torch import nn\n", "clip/_a.py": "import torch\n"}
+        {
+            "nouns/_a.py": "import os\nif TYPE_CHECKING:\n    from torch import nn\n",
+            "clip/_a.py": "import torch\n",
+            "reference/_a.py": "import math\nfrom numpy.typing import NDArray\nfrom evengrad.reference._b import f\n",
+        }
     )
     assert torch_problems(root) == []
 
@@ -110,6 +127,18 @@ def test_logs_rules_and_reports_work_where_torch_cannot_be_imported():
     parts = ", ".join(f"evengrad.{part}" for part in sorted(TORCH_FREE))
     code = f"import sys; sys.modules['torch'] = None; import evengrad, {parts}; print(evengrad.explain('EG101')[:5])"
     assert run(code) == "EG101"
+
+
+def test_the_reference_works_with_numpy_alone():
+    others = sorted(set(DEPENDENCIES) - {"numpy"})
+    code = f"""
+        import sys
+        sys.modules.update(dict.fromkeys({others}))
+        import evengrad.reference as reference
+        parts = {{name.split(".")[1] for name in sys.modules if name.startswith("evengrad.")}}
+        print(parts, reference.norm([3, 4]))
+    """
+    assert run(dedent(code)) == "{'reference'} 5.0"
 
 
 def test_importing_evengrad_imports_nothing_else():

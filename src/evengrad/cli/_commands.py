@@ -106,6 +106,33 @@ class Repair:
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """Guard an unmodified training script: python -m evengrad run [options] script.py args..., also under torchrun.
+
+    Options come before the script; everything after it belongs to the script. Exit status: the script's own.
+    """
+
+    script: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCRIPT")]
+    """A Python file, or -m and the name of a module, as for python itself."""
+    args: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ARGS...")] = ()
+    """What the script gets."""
+    clip: Annotated[str, tyro.conf.arg(metavar="off|NORM")] = "adaptive"
+    """The gradient norm to clip at; off only skips steps whose gradients are not finite."""
+    log: Annotated[Path | None, tyro.conf.arg(aliases=["--run-log"], metavar="DIR")] = None
+    """Write a run log here, for `evengrad report`; further optimizers write to DIR-2, DIR-3, ... Say --run-log under
+    torchrun, which would take --log for an option of its own."""
+    max_consecutive_skips: int = 100
+    """More skipped steps in a row end the script with an error."""
+
+    def run(self) -> int:
+        """Run the script; `main` does so itself, before tyro is imported."""
+        from evengrad.cli._main import main
+
+        return main(["run", str(self.script), *self.args])
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """Write the report of a run directory as one HTML page, without torch. Exit status 1 if there are findings."""
 

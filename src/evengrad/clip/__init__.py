@@ -1,20 +1,42 @@
 """Policies: from the vector of gradient norms to how much of each gradient is let through."""
 
+from evengrad.clip._by_block_rms import ByBlockRms
 from evengrad.clip._by_global_norm import ByGlobalNorm
+from evengrad.clip._by_moving_average import ByMovingAverage
+from evengrad.clip._by_percentile import ByPercentile
+from evengrad.clip._by_sigma_window import BySigmaWindow
+from evengrad.clip._by_smooth_norm import BySmoothNorm
+from evengrad.clip._by_tensor_norm import ByTensorNorm
+from evengrad.clip._by_weight_norm import ByWeightNorm
 from evengrad.clip._by_zscore import ByZScore
+from evengrad.clip._chain import Chain
 from evengrad.clip._choice import ALL, policy_of
+from evengrad.clip._normalized_gradient import NormalizedGradient
 from evengrad.clip._policy import AbstractPolicy, Array, Decision, Signals, State
+from evengrad.clip._skip_non_finite import SkipNonFinite
 from evengrad.clip._total import total_norm
+from evengrad.clip._zclip import ZClip
 
 __all__ = [
     "ALL",
     "AbstractPolicy",
     "Array",
+    "ByBlockRms",
     "ByGlobalNorm",
+    "ByMovingAverage",
+    "ByPercentile",
+    "BySigmaWindow",
+    "BySmoothNorm",
+    "ByTensorNorm",
+    "ByWeightNorm",
     "ByZScore",
+    "Chain",
     "Decision",
+    "NormalizedGradient",
     "Signals",
+    "SkipNonFinite",
     "State",
+    "ZClip",
     "policy_of",
     "total_norm",
 ]

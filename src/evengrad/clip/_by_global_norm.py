@@ -7,7 +7,7 @@ from array_api_compat import array_namespace
 
 from evengrad.clip._policy import NO_SIGNALS, AbstractPolicy, Array, Decision, Signals, State
 from evengrad.clip._settings import positive
-from evengrad.clip._total import total_norm
+from evengrad.clip._total import bounded, total
 from evengrad.nouns import SettingError
 
 _EPS = 1e-6  # torch's own, so that thresholds mean the same
@@ -23,12 +23,14 @@ class ByGlobalNorm(AbstractPolicy):
 
     Args:
         max_norm: The threshold, positive; `math.inf` never clips but still skips.
-        norm_type: Only 2.0, the Euclidean norm, which is what is measured.
+        norm_type: Which p-norm, at least 1; `math.inf` for the largest element. It is also the norm of each gradient
+            that the policy is to be handed. Torch takes numbers below 1 too; those are no norms: 0 counts the elements
+            that are not 0, so that NaN passes for one, and negative ones find infinity small.
 
     Raises:
-        SettingError: The threshold is not positive, or the norm is not the Euclidean one.
+        SettingError: The threshold is not positive, or the norm is none.
 
-    Cost: About fifteen operations on vectors of P numbers.
+    Cost: About twelve operations on vectors of P numbers: 0.02 ms in NumPy.
 
     Example:
         >>> import numpy as np
@@ -45,9 +47,13 @@ class ByGlobalNorm(AbstractPolicy):
 
     def __post_init__(self) -> None:
         positive("max_norm", self.max_norm, infinite=True)
-        if self.norm_type not in (2, 2.0):
+        number = isinstance(self.norm_type, int | float) and not isinstance(self.norm_type, bool)
+        if not number or not self.norm_type >= 1:
             raise SettingError(
-                "norm_type", came=repr(self.norm_type), wanted="2.0", advice="only the Euclidean norm is supported"
+                "norm_type",
+                came=repr(self.norm_type),
+                wanted="a number of at least 1, or math.inf",
+                advice="below 1 it is no norm: 0 hides NaN, negative ones hide infinity",
             )
 
     def init(self, count: int, *, like: Array = None) -> State:
@@ -57,8 +63,6 @@ class ByGlobalNorm(AbstractPolicy):
     def __call__(self, norms_P: Array, state: State, signals: Signals = NO_SIGNALS) -> Decision:
         """Decide one step."""
         xp = array_namespace(norms_P)
-        norm = total_norm(norms_P)
+        norm = total(xp, norms_P, self.norm_type)
         finite = xp.isfinite(norm)
-        one = xp.ones_like(norm)
-        bound = self.max_norm / (xp.where(finite, norm, one) + _EPS)
-        return Decision(norm=norm, scale=xp.where(finite & (bound < 1.0), bound, one), skip=~finite, state=state)
+        return Decision(norm=norm, scale=bounded(xp, norm + _EPS, self.max_norm, finite), skip=~finite, state=state)

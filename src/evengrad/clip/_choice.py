@@ -1,13 +1,35 @@
 """Every policy, and the one that a `clip=` argument means."""
 
+from evengrad.clip._by_block_rms import ByBlockRms
 from evengrad.clip._by_global_norm import ByGlobalNorm
+from evengrad.clip._by_moving_average import ByMovingAverage
+from evengrad.clip._by_percentile import ByPercentile
+from evengrad.clip._by_sigma_window import BySigmaWindow
+from evengrad.clip._by_smooth_norm import BySmoothNorm
+from evengrad.clip._by_tensor_norm import ByTensorNorm
+from evengrad.clip._by_weight_norm import ByWeightNorm
 from evengrad.clip._by_zscore import ByZScore
+from evengrad.clip._chain import Chain
+from evengrad.clip._normalized_gradient import NormalizedGradient
 from evengrad.clip._policy import AbstractPolicy
+from evengrad.clip._skip_non_finite import SkipNonFinite
+from evengrad.clip._zclip import ZClip
 from evengrad.nouns import SettingError
 
 ALL: tuple[type[AbstractPolicy], ...] = (
+    ByBlockRms,
     ByGlobalNorm,
+    ByMovingAverage,
+    ByPercentile,
+    BySigmaWindow,
+    BySmoothNorm,
+    ByTensorNorm,
+    ByWeightNorm,
     ByZScore,
+    Chain,
+    NormalizedGradient,
+    SkipNonFinite,
+    ZClip,
 )
 
 

@@ -41,7 +41,8 @@ class Decision:
         scale: The factor to multiply gradients with, float32: shape (1,) for one that holds for all, shape (P,) for one
             per parameter (always the same of the two for a policy). Finite and positive; 1 when the step is skipped.
         skip: Whether to leave the step out, bool, shape (1,). To be applied by selection, never by multiplying with 0.
-        state: The state for the next step; equal to the bit to the state before when the step is skipped.
+        state: The state for the next step; equal to the bit to the state before when the norm is not finite. A policy
+            that skips a finite step may remember it.
     """
 
     norm: Array
@@ -56,7 +57,7 @@ class AbstractPolicy(ABC):
     A policy holds settings only; its memory is the state that it is handed and hands back. Its lines use nothing but
     the array API and never look at a value, so that they run on any array library and device, without a wait for it.
 
-    A field `norm_type` says which norm it wants to be handed; without one it is the Euclidean norm.
+    An attribute `norm_type` says which norm it wants to be handed; without one it is the Euclidean norm.
     """
 
     __slots__ = ()

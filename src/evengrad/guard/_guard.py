@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
@@ -12,15 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evengrad.clip import policy_of
-from evengrad.guard._apply import Measured, OnHost, Outcome, overflowed
-from evengrad.guard._history import History, Row, rates
+from evengrad.guard._attributes import relaid
+from evengrad.guard._blame import Blame
+from evengrad.guard._choice import apply_of
+from evengrad.guard._gate import Gate
+from evengrad.guard._history import History, Row
+from evengrad.guard._ledger import Books, Ledger
 from evengrad.guard._log import Log
-from evengrad.guard._names import check, dtype_name, groups, named, regrouped
-from evengrad.guard._saved import Memory, carried, packed, unpacked
-from evengrad.guard._skips import Skips
-from evengrad.measure import Norms
-from evengrad.nouns import LossError, OptimizerError, Record, SettingError, UnguardedStepWarning
+from evengrad.guard._names import dtype_name, groups, optimizers_of, regrouped, targets_of
+from evengrad.guard._outcome import Decided, Given
+from evengrad.guard._program import Program, parts_of
+from evengrad.guard._rates import Rates, rates
+from evengrad.guard._rollback import Keeper, Rollback
+from evengrad.guard._rounds import Round
+from evengrad.guard._saved import carried, packed, unpacked
+from evengrad.guard._settings import averaged, check_optimizers, check_settings, has_closure, loss_of, unscale
+from evengrad.guard._skips import LOGGER, Counts
+from evengrad.guard._statistics import RunningStatistics
+from evengrad.measure import first_accelerator
+from evengrad.nouns import Event, OptimizerError, Record, UnguardedStepWarning
 
 if TYPE_CHECKING:
     import os
@@ -33,12 +44,16 @@ class Guard:
     """Guard a training loop against exploding and non-finite gradients; the loop stays as it is.
 
     Attaches to the optimizer's step hooks. Before each step it measures the norm of every gradient once, lets a policy
-    decide, and clips the gradients in place or leaves the step out. A skipped step leaves weights, moments and step
-    counters equal to the bit to never having had it; its gradients are back in `.grad` afterwards, not finite as they
-    were, for the loop's own `zero_grad` to clear. When nothing is clipped the run is equal to the bit to one without.
+    decide, and clips the gradients or leaves the step out. A skipped step leaves weights, moments and step counters
+    equal to the bit to never having had it, and the running statistics of normalisation layers as they were after the
+    step before; its gradients are in `.grad` afterwards, not finite as they were, for the loop's own `zero_grad` to
+    clear. When nothing is clipped the run is equal to the bit to one without.
 
-    All parameters of the optimizer are guarded; those of the model that are not in the optimizer are not. On a CPU the
-    decision is free; on an accelerator it waits for the device once per step, as a GradScaler does.
+    All parameters of the optimizers are guarded; those of the model that are in none are not. How a decision is applied
+    is chosen by device and optimizer and said in `repr`: on a CPU the host decides, which is free there; on a CUDA
+    device with fused optimizers the decision is folded into their kernel and nothing ever waits for the device, and
+    what is counted, logged and told comes a few steps late; with other optimizers there the host waits once per step,
+    as a GradScaler does.
 
     With `step(closure)` the gradients come into being inside the step, where the hook does not see them: call `clip_()`
     in the closure after `backward()`. Under a GradScaler with a fused optimizer nothing else is needed. With any other
@@ -48,22 +63,28 @@ class Guard:
 
     Args:
         model: Gives the parameters their names.
-        optimizer: Any torch optimizer of the model. One that is itself wrapped must be the inner one.
-        clip: A policy, a number (a threshold as in `clip_grad_norm_`), or None for `ByZScore()`, which needs none.
+        optimizer: Any torch optimizer of the model, or several that step after one backward: they are decided together.
+            One that is itself wrapped must be the inner one.
+        clip: A policy, a number (a threshold as in `clip_grad_norm_`), None for `ByZScore()`, which needs none; or a
+            sequence of policies and transforms, in the order in which they are to act.
         log: A run directory; one reading per step is written there.
-        scaler: The loop's GradScaler; needed only where `clip_()` is called: it calls `scaler.unscale_` unless the loop
-            has, and tells the scaler's overflows from faults also where the optimizer is not fused.
+        scaler: The loop's GradScaler; needed where `clip_()` is called (it calls `scaler.unscale_` unless the loop
+            has), with several optimizers, and to tell the scaler's overflows from faults with one that is not fused.
         max_consecutive_skips: More skipped steps in a row raise. 100 outlasts a GradScaler that looks for its scale.
+        apply: None chooses how decisions are applied. `conditional`: the host decides and multiplies what is clipped.
+            `folded`: the device decides, the fused optimizer scales and skips. `foreach`: the device decides and
+            multiplies, always.
+        rollback: When to go back to the last good weights with a lower learning rate; None never.
+        on_event: Called with an `Event` after each step that was clipped, skipped or taken back.
 
     Raises:
         ModelError: The model has no parameters, or a sharded one.
-        OptimizerError: The optimizer holds none of the model's parameters, or is guarded already.
+        OptimizerError: An optimizer holds none of the model's parameters, is guarded already, or cannot fold.
         SettingError: A setting is out of range.
         TooManySkipsError: From `optimizer.step()`: too many steps in a row were skipped.
 
-    Cost: One read of the gradients per step and about 0.1 ms; a read and a write more when something is clipped. On a
-    CPU that is 0.2 (1,000 small tensors) to 0.7 (a 10M transformer) of what `clip_grad_norm_` adds to the optimizer's
-    step, and 0.7 to 1.2 of it on steps that are clipped. Norms of the last 1,000 steps, at most 16 MB.
+    Cost: One read of the gradients per step and about 0.1 ms; a read and a write more when something is clipped. Norms
+    of the last 1,000 steps, at most 16 MB.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -80,37 +101,47 @@ class Guard:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         *,
         clip: object = None,
         log: str | os.PathLike[str] | None = None,
         scaler: Any = None,
         max_consecutive_skips: int = 100,
+        apply: str | None = None,
+        rollback: Rollback | None = None,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        check(model, optimizer)
-        _check_settings(optimizer, scaler, max_consecutive_skips)
-        self._model, self._optimizer, self._scaler = model, optimizer, scaler
-        self._policy = policy_of(clip)
-        self._apply = OnHost()
-        self._skips = Skips(max_consecutive_skips)
+        optimizers = optimizers_of(model, optimizer)
+        check_optimizers(optimizers, Guard)
+        check_settings(scaler, max_consecutive_skips, rollback, on_event)
+        self._model, self._optimizers, self._scaler = model, optimizers, scaler
+        self._parts = parts_of(clip)
+        self._apply = apply_of(apply, optimizers, self._parts)
         self._step = 0
         self._loss: Tensor | float | None = None
-        self._last: Outcome | None = None
-        self._pending: Outcome | None = None  # decided by clip_(), its step has not come yet
-        self._current: Outcome | None = None  # in force in the step that is going on
-        self._inside = False  # a step with a closure is going on
-        self._warned = False
+        self._round: Round | None = None  # a decision whose steps have not all come yet
+        self._inside: Optimizer | None = None  # in whose step with a closure we are
+        self._in_closure: Decided | None = None
+        self._last: Decided | None = None
+        self._warned = self._said_relaid = False
+        self._names: list[str] = []
+        self._program: Program
+        self._rates = Rates()
         self._plan()
-        self._state = self._policy.init(len(self._names))
-        self._history = History(len(self._names))
-        self._log = None if log is None else Log(log, self._names, dtype_name(self._parameters))
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        books = Books(
+            counts=Counts(max_consecutive_skips, Blame(model, self._names), on_event),
+            history=History(len(self._names)),
+            log=None if log is None else Log(log, self._names, dtype_name(self._program.parameters)),
+            statistics=RunningStatistics(model),
+            keeper=None if rollback is None else Keeper(rollback, model, optimizers),
+        )
+        self._books = books
+        self._ledger = Ledger(books, self._program.copied, self._program.restore)
+        self._hooks = [one.register_step_pre_hook(self._before_step) for one in optimizers]
+        self._hooks += [one.register_step_post_hook(self._after_step) for one in optimizers]
 
     def loss(self, loss: Tensor) -> Tensor:
-        """Hand over the loss of the coming step, for the reading; returns it unchanged.
+        """Hand over the loss of the coming step, for the reading and for policies that judge it; returns it unchanged.
 
         Args:
             loss: A scalar; a copy is kept on its device, not waited for.
@@ -121,17 +152,7 @@ class Guard:
         Example:
             `guard.loss(criterion(output, target)).backward()`
         """
-        if isinstance(loss, Tensor):
-            if loss.numel() != 1:
-                raise LossError(
-                    "loss", came=f"shape {tuple(loss.shape)}", wanted="a scalar", advice="reduce it: .mean()"
-                )
-            self._loss = loss.detach().clone()  # a replayed CUDA graph writes its loss in place
-        else:
-            try:
-                self._loss = float(loss)
-            except (TypeError, ValueError) as err:
-                raise LossError("loss", came=type(loss).__name__, wanted="a scalar tensor or a number") from err
+        self._loss = loss_of(loss)
         return loss
 
     def clip_(self) -> Tensor:
@@ -141,42 +162,56 @@ class Guard:
         inside a closure after each backward.
 
         Returns:
-            The total norm before clipping, 0-d float32 on the parameters' device; NaN or infinite when it is.
+            The total norm before clipping, of the kind that the first policy bounds: 0-d float32 on the parameters'
+            device; NaN or infinite when it is.
 
         Raises:
             OptimizerError: The guard is detached.
         """
         if not self._hooks:
             raise OptimizerError("guard", came="a detached one", wanted="an attached one", advice="make a new Guard")
-        if not self._inside:
-            self._apply.release()
-            self._close_unstepped()
-        if self._scaling:
-            _unscale(self._scaler, self._optimizer)
-        outcome = self._decided()
-        self._apply.scale(outcome, self._parameters)
-        if self._inside:
-            self._current = outcome
-            if outcome.skipped:
-                self._apply.hold(self._parameters)
+        if self._inside is None:
+            self._apply.leave_all()
+            self._finish_unstepped()
+        self._unscale_all()
+        decided = self._decided(fold=())
+        if self._inside is not None:
+            self._in_closure = decided
+            self._apply.enter(decided, self._inside, _parameters(self._inside))
         else:
-            self._pending = outcome
-        return self._on_device(outcome.total)
+            self._round = Round(decided, self._optimizers)
+        return self._norm(decided)
 
     @property
     def skipped(self) -> Tensor:
         """Whether the last step was left out: a 0-d bool tensor on the parameters' device; False before the first."""
-        return torch.full((), bool(self._last and self._last.skipped), device=self._parameters[0].device)
+        if self._last is not None and self._last.skip is not None:
+            return self._last.skip != 0
+        return torch.full((), self._last is not None and self._last.known_skipped(), device=self._device)
 
     @property
     def last_norm(self) -> Tensor:
-        """The total norm of the last step before clipping, 0-d float32; NaN before the first."""
-        return self._on_device(self._last.total if self._last else math.nan)
+        """The total norm of the last step before clipping, as `clip_` returns it; NaN before the first."""
+        return self._norm(self._last) if self._last is not None else self._number(math.nan)
 
     @property
     def skips(self) -> int:
-        """How many steps were left out."""
-        return self._skips.total
+        """How many steps were left out; where the device decides, it is waited for."""
+        return self.counts().skips
+
+    @property
+    def clips(self) -> int:
+        """How many steps were clipped; where the device decides, it is waited for."""
+        return self.counts().clips
+
+    def counts(self, *, wait: bool = True) -> Counts:
+        """Return what was counted.
+
+        Args:
+            wait: Whether to wait for the device where it decides; otherwise the last steps may not be counted yet.
+        """
+        self._ledger.drain(wait=wait)
+        return self._books.counts
 
     @property
     def step(self) -> int:
@@ -189,7 +224,8 @@ class Guard:
 
         Cost: On an accelerator it waits for the device.
         """
-        return self._history.record(self._names, dtype_name(self._parameters))
+        self._ledger.drain(wait=True)
+        return self._books.history.record(self._names, dtype_name(self._program.parameters))
 
     def findings(self) -> tuple[Finding, ...]:
         """Return what the rules say about the last steps (at most 1,000).
@@ -200,39 +236,57 @@ class Guard:
 
         return tuple(findings_of(self.record))
 
+    def gate(self, scheduler: Any) -> Gate:
+        """Keep a learning-rate schedule from advancing on skipped steps: `scheduler = guard.gate(scheduler)`.
+
+        For schedules that are stepped once after each optimizer step; one that is stepped per epoch needs none.
+
+        Args:
+            scheduler: Anything with a `step()`; all else of it is reached through the gate too.
+
+        Raises:
+            SettingError: It has no `step`.
+
+        Cost: Where the device decides, each `step()` waits for it: the host has to know.
+        """
+        return Gate(scheduler, lambda: bool(self.skipped))
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the guard remembers, for a checkpoint; `torch.load(weights_only=True)` reads it.
 
-        The window of the last steps is not part of it.
+        The window of the last steps and the snapshots of a rollback are not part of it.
         """
-        return packed(
-            Memory(
-                policy=self._policy,
-                names=self._names,
-                state=self._state,
-                step=self._step,
-                skips=self._skips.total,
-                skips_in_row=self._skips.in_a_row,
-            )
-        )
+        self._ledger.drain(wait=True)
+        counts = {
+            "step": self._step,
+            "skips": self._books.counts.skips,
+            "skips_in_row": self._books.counts.in_a_row,
+            "clips": self._books.counts.clips,
+            "rollbacks": 0 if self._books.keeper is None else self._books.keeper.count,
+        }
+        return packed(self._program, self._names, counts, self._lr_factor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another guard was when its `state_dict()` was taken, equal to the bit.
 
         Args:
-            state_dict: From a guard with the same kind of policy; settings may differ. Per-parameter numbers are
-                matched by name; parameters that it does not know start afresh.
+            state_dict: From a guard with the same kinds of policies and transforms; settings may differ. Numbers for
+                each parameter are matched by name; parameters that it does not know start afresh.
 
         Raises:
-            SettingError: It is of a newer version or another policy, or not a guard's.
+            SettingError: It is of another version, other policies or another model, or not a guard's.
         """
-        memory = unpacked(state_dict, self._policy, self._names)
-        self._state, self._step = memory.state, memory.step
-        self._skips.total, self._skips.in_a_row = memory.skips, memory.skips_in_row
-        self._pending = None
+        states, counts, lr_factor = unpacked(state_dict, self._program, self._names)
+        self._ledger.drain(wait=True)
+        self._program.states, self._step = states, counts["step"]
+        self._books.counts.skips, self._books.counts.in_a_row = counts["skips"], counts["skips_in_row"]
+        self._books.counts.clips = counts["clips"]
+        if self._books.keeper is not None:
+            self._books.keeper.lr_factor, self._books.keeper.count = lr_factor, counts["rollbacks"]
+        self._round = None
 
     def detach(self) -> None:
-        """Remove the hooks, give back held gradients, end the log; a second call does nothing."""
+        """Remove the hooks, give back what is held, end the log; a second call does nothing."""
         self._detach(ended=True)
 
     def _detach(self, *, ended: bool) -> None:
@@ -241,12 +295,14 @@ class Guard:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._apply.release()
+        self._apply.leave_all()
+        self._books.counts.close()
         try:
-            self._close_unstepped()
+            self._finish_unstepped()
+            self._ledger.drain(wait=True)
         finally:
-            if self._log is not None:
-                self._log.close(ended=ended)
+            if self._books.log is not None:
+                self._books.log.close(ended=ended)
 
     def __enter__(self) -> Self:
         return self
@@ -258,99 +314,135 @@ class Guard:
 
     def __repr__(self) -> str:
         return (
-            f"Guard({self._policy!r}, {len(self._names)} parameters, decides {self._apply.cost}; "
-            f"step={self._step}, skips={self.skips}{'' if self._hooks else ', detached'})"
+            f"Guard({self._program.described()}, {len(self._names)} parameters, "
+            f"{self._apply.described(self._program)}; step={self._step}, skips={self._books.counts.skips}, "
+            f"clips={self._books.counts.clips}{'' if self._hooks else ', detached'})"
         )
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._apply.release()  # what a step that raised has left behind
-        self._inside, self._current = False, None
-        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
-            self._inside = True
-        elif self._pending is None:
-            outcome = self._decided(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
-            self._apply.scale(outcome, self._parameters)
-            self._current = outcome
-        else:
-            self._current = self._pending
-            if self._pending.skipped and overflowed(getattr(optimizer, "found_inf", None)):
-                self._current = replace(self._pending, overflow=True)
-        self._pending = None
-        if self._current is not None and self._current.skipped:
-            self._apply.hold(self._parameters)
+        self._apply.leave(optimizer)  # what a step that raised has left behind
+        self._rates.leave(optimizer)
+        self._inside = self._in_closure = None
+        self._rates.enter(optimizer, self._lr_factor)
+        if has_closure(args, kwargs):
+            self._inside, self._round = optimizer, None
+            return
+        if self._round is None or not self._round.is_for(optimizer):
+            self._finish_unstepped()
+            if len(self._optimizers) > 1:
+                self._unscale_all()
+            by, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+            decided = self._decided(by, found_inf, fold=self._optimizers)
+            self._round = Round(decided, self._optimizers)
+        elif self._round.decided.known_skipped():
+            self._note_overflow(optimizer)
+        self._round.enter(optimizer)
+        self._apply.enter(self._round.decided, optimizer, _parameters(optimizer))
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        outcome, self._current, self._inside = self._current, None, False
-        self._apply.release()
-        self._close(outcome)
-        if outcome is None and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{type(optimizer).__name__}.step(closure) makes its gradients inside the step, where the guard cannot "
-                "see them: call guard.clip_() in the closure, after backward()",
-                UnguardedStepWarning,
-                stacklevel=3,
-            )
+        self._apply.leave(optimizer)
+        self._rates.leave(optimizer)
+        if self._inside is optimizer:
+            decided, self._inside, self._in_closure = self._in_closure, None, None
+            self._finish(decided)
+            self._warn_unguarded(optimizer, decided)
+            return
+        round_ = self._round
+        if round_ is not None:
+            round_.leave()
+            if round_.complete:
+                self._round = None
+                self._finish(round_.decided)
+
+    def _decided(
+        self, by: Tensor | None = None, found_inf: Tensor | None = None, *, fold: Sequence[Optimizer]
+    ) -> Decided:
+        """Measure, decide, and change the gradients."""
+        if regrouped(self._groups, self._optimizers):
+            self._plan()
+        for optimizer in self._optimizers:
+            if relaid(optimizer) and not self._said_relaid:
+                self._said_relaid = True
+                LOGGER.warning("gradients laid out unlike their parameters: copied, for fused kernels misread them")
+        loss = averaged(self._loss) if self._program.needs_loss else self._loss
+        decided = self._apply.decide(self._program, Given(loss=loss, by=by, found_inf=found_inf), fold)
+        self._loss = None
+        return decided
+
+    def _finish(self, decided: Decided | None) -> None:
+        """Close a step that has gone by."""
+        if decided is not None and not decided.known_skipped():
+            self._program.after_()
+        row = Row(step=self._step, loss=self._loss, lrs=rates(self._optimizers, self._lr_factor))
+        self._loss, self._last = None, decided
+        self._step += 1
+        self._ledger.add(row, decided, self._names)
+
+    def _finish_unstepped(self) -> None:
+        """Close a decision that not all steps followed.
+
+        Where none did after a skip, a GradScaler has left the step out on an overflow; where the guard knows of no
+        scaler, it may as well be the loop that has left it out, for a fault.
+        """
+        round_, self._round = self._round, None
+        if round_ is None:
+            return
+        decided = round_.decided
+        if round_.begun:
+            self._finish(decided)
+        elif round_.untouched and decided.known_skipped() and decided.outcome is not None:
+            self._finish(Decided(outcome=replace(decided.outcome, overflow=self._scaling)))
+
+    def _note_overflow(self, optimizer: Optimizer) -> None:
+        """Tell a scaler's overflow from a fault, where `clip_()` has decided before the scaler's step."""
+        assert self._round is not None
+        outcome, found_inf = self._round.decided.outcome, getattr(optimizer, "found_inf", None)
+        if outcome is not None and found_inf is not None and bool(found_inf.detach().cpu().numpy() != 0):
+            self._round.decided = Decided(outcome=replace(outcome, overflow=True))
 
     @property
     def _scaling(self) -> bool:
         return self._scaler is not None and bool(self._scaler.is_enabled())
 
-    def _decided(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> Outcome:
-        if regrouped(self._groups, self._optimizer):
-            old_names = self._names
-            self._plan()
-            self._state = carried(self._state, old_names, self._policy, self._names)
-        measured = Measured(squared=self._norms.squared(), grad_scale=grad_scale, found_inf=found_inf)
-        outcome = self._apply.decide(measured, self._policy, self._state)
-        self._state = outcome.state
-        return outcome
+    def _unscale_all(self) -> None:
+        if self._scaling:
+            for optimizer in self._optimizers:
+                unscale(self._scaler, optimizer)
 
-    def _close_unstepped(self) -> None:
-        """Close a decision of `clip_()` that no step followed: a GradScaler has left the step out on an overflow.
+    @property
+    def _lr_factor(self) -> float:
+        return 1.0 if self._books.keeper is None else self._books.keeper.lr_factor
 
-        Where the guard knows of no scaler, it may as well be the loop that has left the step out, for a fault.
-        """
-        outcome, self._pending = self._pending, None
-        if outcome is not None and outcome.skipped:
-            self._close(replace(outcome, overflow=self._scaling))
-
-    def _close(self, outcome: Outcome | None) -> None:
-        row = Row(step=self._step, loss=self._loss, lrs=rates(self._optimizer.param_groups), outcome=outcome)
-        self._loss, self._last = None, outcome
-        self._step += 1
-        self._history.append(row)
-        if self._log is not None:
-            self._log.append(row)
-        self._skips.note(outcome, row.step, self._names)
-
-    def _plan(self) -> None:
-        parameters = named(self._model, self._optimizer)
-        self._names, self._parameters = list(parameters), list(parameters.values())
-        self._groups = groups(self._optimizer)
-        self._norms = Norms(self._parameters)
-
-    def _on_device(self, value: float) -> Tensor:
-        return torch.full((), value, dtype=torch.float32, device=self._parameters[0].device)
-
-
-def _check_settings(optimizer: Optimizer, scaler: Any, max_consecutive_skips: object) -> None:
-    whole = isinstance(max_consecutive_skips, int) and not isinstance(max_consecutive_skips, bool)
-    if not whole or max_consecutive_skips < 0:  # type: ignore[operator]
-        raise SettingError("max_consecutive_skips", came=repr(max_consecutive_skips), wanted="a whole number from 0")
-    if scaler is not None and not (hasattr(scaler, "unscale_") and hasattr(scaler, "is_enabled")):
-        raise SettingError("scaler", came=type(scaler).__name__, wanted="a torch.amp.GradScaler or None")
-    for hook in getattr(optimizer, "_optimizer_step_pre_hooks", {}).values():
-        if isinstance(getattr(hook, "__self__", None), Guard):
-            raise OptimizerError(
-                "optimizer", came="one with a guard", wanted="one without", advice="call detach() on the other guard"
+    def _warn_unguarded(self, optimizer: Optimizer, decided: Decided | None) -> None:
+        if decided is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(optimizer).__name__}.step(closure) makes its gradients inside the step, where the guard cannot "
+                "see them: call guard.clip_() in the closure, after backward()",
+                UnguardedStepWarning,
+                stacklevel=4,
             )
 
+    def _plan(self) -> None:
+        """Plan for the parameters as they are now; what is remembered of those that were there before stays."""
+        targets = targets_of(self._model, self._optimizers)
+        device = first_accelerator([target.parameter for target in targets])
+        like = torch.empty(1, device=device) if self._apply.on_device else None
+        program = Program(self._parts, targets, like)
+        if self._names:
+            program.states = carried(self._program.states, self._names, program, [one.name for one in targets])
+        self._program, self._device = program, device
+        self._names = [target.name for target in targets]
+        self._groups = groups(self._optimizers)
 
-def _unscale(scaler: Any, optimizer: Optimizer) -> None:
-    """Unscale the gradients unless the loop has; a scaler says only by raising that it has."""
-    try:
-        scaler.unscale_(optimizer)
-    except RuntimeError as err:
-        if "already been called" not in str(err):
-            raise
+    def _norm(self, decided: Decided) -> Tensor:
+        if decided.packed is not None:
+            return decided.packed.norm()
+        return self._number(math.nan if decided.outcome is None else decided.outcome.norm)
+
+    def _number(self, value: float) -> Tensor:
+        return torch.full((), value, dtype=torch.float32, device=self._device)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

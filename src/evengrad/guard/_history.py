@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from evengrad.guard._apply import Outcome
+from evengrad.guard._outcome import Outcome
 from evengrad.nouns import Reading, Record
 
 WINDOW_STEPS = 1000
@@ -17,12 +17,19 @@ WINDOW_NUMBERS = 4_000_000  # norms kept at most: 16 MB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One step before it becomes a reading: nothing copied, nothing converted."""
+    """One step before it becomes a reading: nothing copied, nothing converted.
+
+    Args:
+        step: The optimizer step, from 0.
+        loss: The loss where the outcome does not hold it.
+        lrs: The learning rate of each group, a number or a tensor.
+        outcome: What was decided; None where the guard did not see the gradients.
+    """
 
     step: int
     loss: Tensor | float | None
     lrs: tuple[Any, ...]
-    outcome: Outcome | None
+    outcome: Outcome | None = None
 
     def reading(self, count: int | None = None) -> Reading:
         """Convert; with the norms of the first `count` parameters."""
@@ -30,6 +37,8 @@ class Row:
         loss = None if self.loss is None else _number(self.loss)
         if self.outcome is None:
             return Reading(step=self.step, loss=loss, lrs=lrs)
+        if loss is None:
+            loss = self.outcome.loss
         if self.outcome.overflow:  # norms of scaled gradients say nothing about the run
             return Reading(step=self.step, loss=loss, lrs=lrs, skipped=True)
         return Reading(
@@ -63,12 +72,6 @@ class History:
             dtype=dtype,
             source="guard",
         )
-
-
-def rates(groups: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
-    """Take the learning rates; a copy where one is a tensor, which a scheduler changes in place."""
-    values = (group.get("lr", float("nan")) for group in groups)
-    return tuple(value.detach().clone() if isinstance(value, Tensor) else value for value in values)
 
 
 def _padded(reading: Reading, count: int) -> Reading:

@@ -1,94 +1,134 @@
 """A guard's memory as plain data that `torch.load(weights_only=True)` reads, and back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evengrad.clip import AbstractPolicy, State
+from evengrad.clip import AbstractPolicy
+from evengrad.clip.transforms import AbstractTransform
+from evengrad.guard._program import Part, Program, plain
 from evengrad.nouns import SettingError
 
 VERSION = 1
-COUNTS = ("step", "skips", "skips_in_row")
+COUNTS = ("step", "skips", "skips_in_row", "clips", "rollbacks")
+
+Memory = dict[str, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Memory:
-    """What a guard remembers from step to step."""
-
-    policy: AbstractPolicy
-    names: Sequence[str]
-    state: State
-    step: int
-    skips: int
-    skips_in_row: int
-
-
-def packed(memory: Memory) -> dict[str, Any]:
+def packed(program: Program, names: Sequence[str], counts: Mapping[str, int], lr_factor: float) -> dict[str, Any]:
     """Turn the memory into numbers, strings, tensors, dicts and lists; the tensors are copies."""
     return {
         "version": VERSION,
-        "policy": type(memory.policy).__name__,
-        "settings": repr(memory.policy),
-        "parameters": list(memory.names),
-        "state": {key: torch.tensor(np.asarray(value)) for key, value in memory.state.items()},
-        **{name: getattr(memory, name) for name in COUNTS},
+        "parameters": list(names),
+        "parts": [
+            {"kind": type(part).__name__, "settings": repr(part), "memory": {k: plain(v) for k, v in state.items()}}
+            for part, state in zip(program.parts, program.states, strict=True)
+        ],
+        "lr_factor": lr_factor,
+        **{name: int(counts[name]) for name in COUNTS},
     }
 
 
-def unpacked(saved: Mapping[str, Any], policy: AbstractPolicy, names: Sequence[str]) -> Memory:
-    """Read a memory back for a policy and parameters.
+def unpacked(
+    saved: Mapping[str, Any], program: Program, names: Sequence[str]
+) -> tuple[list[Any], dict[str, int], float]:
+    """Read a memory back for a program: its states, the counts, and the factor of the learning rate.
 
     Raises:
-        SettingError: It is of a newer version or of another policy, or it is no guard's state.
+        SettingError: It is of another version, of other policies or of another model, or it is no guard's state.
     """
     if not isinstance(saved, Mapping) or not isinstance(saved.get("version"), int):
         raise _wrong(f"a {type(saved).__name__} without a version")
     if saved["version"] > VERSION:
         raise _wrong(f"version {saved['version']}", f"version {VERSION} or older", "install a newer evengrad")
-    if saved.get("policy") != type(policy).__name__:
-        raise _wrong(f"the state of {saved.get('policy')}", f"the state of {type(policy).__name__}")
     try:
-        loaded = {key: _vector(value) for key, value in saved["state"].items()}
-        state = carried(loaded, list(saved["parameters"]), policy, names)
+        parts, old_names = list(saved["parts"]), [str(name) for name in saved["parameters"]]
+        kinds, own = [str(part["kind"]) for part in parts], [type(part).__name__ for part in program.parts]
+        if kinds != own:
+            raise _wrong(f"the state of {' and '.join(kinds) or 'nothing'}", f"the state of {' and '.join(own)}")
+        if not set(old_names) & set(names):
+            raise _wrong(f"the state of another model, with {_few(old_names)}", f"one with {_few(names)}")
+        loaded = [{str(key): _tensor(value) for key, value in part["memory"].items()} for part in parts]
+        states = carried(loaded, old_names, program, names)
         counts = {name: int(saved[name]) for name in COUNTS}
+        return states, counts, float(saved["lr_factor"])
     except (KeyError, TypeError, ValueError, AttributeError) as err:
+        if isinstance(err, SettingError):
+            raise
         raise _wrong(f"{type(err).__name__}: {err}") from err
-    return Memory(policy=policy, names=names, state=state, **counts)
 
 
-def carried(state: State, old_names: Sequence[str], policy: AbstractPolicy, names: Sequence[str]) -> State:
-    """Carry a state over to other parameters: arrays for the whole model as they are, the others by name.
+def carried(states: Sequence[Any], old_names: Sequence[str], program: Program, names: Sequence[str]) -> list[Any]:
+    """Carry states over to a program for other parameters, by name; a new parameter starts as at the first step.
 
     Args:
-        state: The state to carry over.
-        old_names: The parameters that it was for.
-        policy: The policy whose state it is.
-        names: The new parameters; one that is not among the old starts as at the first step.
+        states: One for each part of the program.
+        old_names: The parameters that they are for.
+        program: The new one, just made.
+        names: Its parameters.
+
+    Raises:
+        ValueError: A state has other arrays than the part has, or of other lengths.
     """
-    # With two parameters a length tells what an array is for; with one it does not.
-    each = {key for key, start in policy.init(2).items() if len(start) == 2}
-    places = {name: place for place, name in enumerate(old_names)}
-    result = {}
-    for key, start in policy.init(len(names)).items():
-        old = np.asarray(state[key])
-        if len(old) != (len(old_names) if key in each else len(start)):
-            raise ValueError(f"{key} has {len(old)} numbers for {len(old_names)} parameters")
-        if key in each:
-            values = [old[places[name]] if name in places else start[at] for at, name in enumerate(names)]
-            old = np.asarray(values, dtype=np.float32)
-        result[key] = old.copy()
+    result: list[Any] = []
+    for part, old, start in zip(program.parts, states, program.states, strict=True):
+        if isinstance(part, AbstractTransform):
+            result.append(_transform_memory(part, old, start))
+        else:
+            result.append(_policy_state(part, old, old_names, start, names, program.like))
     return result
 
 
-def _vector(value: Tensor) -> np.ndarray:
-    array = np.array(value.detach().cpu().numpy(), dtype=np.float32)
-    if array.ndim != 1:
-        raise ValueError(f"a state of {array.ndim} dimensions")
-    return array
+def _policy_state(
+    policy: AbstractPolicy, old: Any, old_names: Sequence[str], start: Any, names: Sequence[str], like: Tensor | None
+) -> dict[str, Any]:
+    """Carry arrays for the whole model as they are, and those with a number for each parameter by name."""
+    two, three = policy.init(2), policy.init(3)
+    each = {key for key in two if len(two[key]) != len(three[key])}
+    places = {name: place for place, name in enumerate(old_names)}
+    if set(old) != set(start):
+        raise ValueError(f"arrays called {sorted(old)}, not {sorted(start)}")
+    result: dict[str, Any] = {}
+    for key, fresh in start.items():
+        values = plain(old[key]).numpy().astype(np.float32)
+        wanted = len(old_names) if key in each else len(fresh)
+        if values.ndim != 1 or len(values) != wanted:
+            raise ValueError(f"{key} has the shape {values.shape}, not {(wanted,)}")
+        if key in each:
+            first = plain(fresh).numpy()
+            found = [values[places[name]] if name in places else first[at] for at, name in enumerate(names)]
+            values = np.asarray(found, dtype=np.float32)
+        result[key] = values if like is None else torch.from_numpy(values).to(like.device)
+    return result
+
+
+def _transform_memory(part: Part, old: Any, start: Any) -> Memory:
+    """Carry what is there by name; every tensor must be of the shape that it starts with."""
+    result: Memory = {}
+    for key, fresh in start.items():
+        value = old.get(key)
+        if value is None:
+            if ":" not in key:
+                raise ValueError(f"{type(part).__name__} has no {key}")
+            result[key] = fresh
+            continue
+        if value.shape != fresh.shape:
+            raise ValueError(f"{key} has the shape {tuple(value.shape)}, not {tuple(fresh.shape)}")
+        result[key] = value.to(fresh.device, fresh.dtype, copy=True)
+    return result
+
+
+def _tensor(value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"a {type(value).__name__} where a tensor should be")
+    return value.detach()
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _wrong(came: str, wanted: str = "what Guard.state_dict() returned", advice: str = "") -> SettingError:

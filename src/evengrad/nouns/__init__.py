@@ -7,6 +7,7 @@ from evengrad.nouns._errors import (
     LossError,
     ModelError,
     NewerRunError,
+    NonFiniteError,
     NotARunError,
     OptimizerError,
     RunLogError,
@@ -18,6 +19,7 @@ from evengrad.nouns._errors import (
     UnguardedStepWarning,
     UnknownRuleError,
 )
+from evengrad.nouns._event import Event
 from evengrad.nouns._finding import Cure, Evidence, Finding, Setting, Severity, described, printable, shortened
 from evengrad.nouns._json import from_json, to_json, to_plain
 from evengrad.nouns._reading import LayerReading, Reading, Record
@@ -31,6 +33,7 @@ __all__ = [
     "Curve",
     "EvengradError",
     "EvengradWarning",
+    "Event",
     "Evidence",
     "Finding",
     "HeatMap",
@@ -38,6 +41,7 @@ __all__ = [
     "LossError",
     "ModelError",
     "NewerRunError",
+    "NonFiniteError",
     "NotARunError",
     "OptimizerError",
     "Outcome",

@@ -75,6 +75,10 @@ class TooManySkipsError(EvengradError):
     """So many steps in a row were skipped that the run is over."""
 
 
+class NonFiniteError(EvengradError, ArithmeticError):
+    """An activation, or a gradient that flows back, is not finite or too large."""
+
+
 class UnknownRuleError(EvengradError, KeyError):
     """No rule has this code."""
 

@@ -1,0 +1,141 @@
+"""The policies and transforms of a guard in the order in which they act, and what they remember."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evengrad.clip import AbstractPolicy, Array, Chain, Signals, SkipNonFinite, State, policy_of
+from evengrad.clip.transforms import AbstractTransform, Memory, Target
+from evengrad.measure import Norms
+from evengrad.nouns import SettingError
+
+Part = AbstractPolicy | AbstractTransform
+
+
+def parts_of(clip: object) -> tuple[Part, ...]:
+    """Return what a `clip=` argument means, policies first: a sequence, or what `policy_of` takes.
+
+    A policy is always first, because it decides whether the gradients are finite: `SkipNonFinite()` where none is
+    given first. Policies that follow each other become one.
+
+    Raises:
+        SettingError: It is none of these, or an empty sequence.
+    """
+    members = list(clip) if isinstance(clip, list | tuple) else [clip]
+    if not members or (len(members) > 1 and None in members):
+        raise SettingError("clip", came=repr(clip), wanted="a sequence of policies and transforms")
+    parts: list[Part] = []
+    for member in members:
+        part = member if isinstance(member, AbstractTransform) else policy_of(member)
+        if not parts and isinstance(part, AbstractTransform):
+            parts.append(SkipNonFinite())
+        before = parts[-1] if parts else None
+        if isinstance(before, AbstractPolicy) and isinstance(part, AbstractPolicy) and order(before) == order(part):
+            parts[-1] = Chain(before, part)
+        else:
+            parts.append(part)
+    return tuple(parts)
+
+
+def order(policy: AbstractPolicy) -> float:
+    """Return the order of the norm that a policy wants to be handed."""
+    return float(getattr(policy, "norm_type", 2.0))
+
+
+@final
+class Program:
+    """Policies and transforms over the parameters that they are for.
+
+    Args:
+        parts: What `parts_of` returned.
+        targets: The parameters.
+        like: An array whose library and device the policies' state is to have; None for NumPy.
+    """
+
+    def __init__(self, parts: Sequence[Part], targets: Sequence[Target], like: Tensor | None) -> None:
+        first = parts[0]
+        assert isinstance(first, AbstractPolicy)
+        self.first, self.rest = first, tuple(parts[1:])
+        self.parts: tuple[Part, ...] = (first, *self.rest)
+        self.targets = list(targets)
+        self.parameters = [target.parameter for target in targets]
+        self.like = like
+        self.norms = Norms(self.parameters)
+        self._others: dict[float, Norms] = {}
+        policies = [part for part in self.parts if isinstance(part, AbstractPolicy)]
+        needs = frozenset[str]().union(*(policy.needs for policy in policies))
+        self.needs_loss = "loss" in needs
+        self._weights = Norms(self.parameters, weights=True) if "weight_norms_P" in needs else None
+        sizes = np.array([parameter.numel() for parameter in self.parameters], dtype=np.float32)
+        self._sizes: Array = sizes if like is None else torch.from_numpy(sizes).to(like.device)
+        self.states: list[State | Memory] = [self._started(part) for part in self.parts]
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether a part has to know that a step is not skipped."""
+        return any(part.needs_host for part in self.rest if isinstance(part, AbstractTransform))
+
+    def measured(self, norm_type: float) -> Array:
+        """Measure the norms of the gradients as they are: on the host, or on the device of the state."""
+        norms = self.norms
+        if norm_type != 2.0:
+            norms = self._others.setdefault(norm_type, Norms(self.parameters, norm_type=norm_type))
+        return norms.on_host() if self.like is None else norms.norms()
+
+    def signals(self, loss: Array) -> Signals:
+        """Gather what the policies need beside the norms."""
+        weights = None
+        if self._weights is not None:
+            weights = self._weights.on_host() if self.like is None else self._weights.norms()
+        return Signals(loss=loss, sizes_P=self._sizes, weight_norms_P=weights)
+
+    def transform_(self, number: int) -> State | Memory:
+        """Let a transform change the gradients; returns its memory after that, and keeps the one before."""
+        part = self.parts[number]
+        assert isinstance(part, AbstractTransform)
+        with torch.no_grad():
+            return part.before_(self.targets, self.states[number])
+
+    def after_(self) -> None:
+        """Let the transforms change the weights after a step."""
+        for number, part in enumerate(self.parts):
+            if isinstance(part, AbstractTransform):
+                with torch.no_grad():
+                    self.states[number] = part.after_(self.targets, self.states[number])
+
+    def copied(self) -> list[Any]:
+        """Copy what is remembered, for a snapshot."""
+        return [{key: plain(value) for key, value in state.items()} for state in self.states]
+
+    def restore(self, copied: list[Any]) -> None:
+        """Remember what was copied instead."""
+        self.states = [
+            {key: _like(value, now[key]) for key, value in kept.items() if key in now}
+            for kept, now in zip(copied, self.states, strict=True)
+        ]
+
+    def _started(self, part: Part) -> State | Memory:
+        if isinstance(part, AbstractPolicy):
+            return part.init(len(self.parameters), like=self.like)
+        with torch.no_grad():
+            return part.init(self.targets)
+
+    def described(self) -> str:
+        """Write the parts, as for a `repr`."""
+        texts = [repr(part) for part in self.parts]
+        return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+
+
+def plain(value: Any) -> Tensor:
+    """Copy an array of a state into a tensor on the host."""
+    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    return tensor.to("cpu", copy=True)
+
+
+def _like(value: Tensor, like: Any) -> Any:
+    return value.to(like.device, copy=True) if isinstance(like, Tensor) else value.numpy().copy()

@@ -1,0 +1,88 @@
+"""Checks of what a guard is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from evengrad.guard._rollback import Rollback
+from evengrad.nouns import LossError, OptimizerError, SettingError
+
+
+def check_optimizers(optimizers: Sequence[Optimizer], kind: type) -> None:
+    """Refuse an optimizer that has a guard already.
+
+    Raises:
+        OptimizerError: One has.
+    """
+    for optimizer in optimizers:
+        for hook in getattr(optimizer, "_optimizer_step_pre_hooks", {}).values():
+            if isinstance(getattr(hook, "__self__", None), kind):
+                raise OptimizerError(
+                    "optimizer",
+                    came="one with a guard",
+                    wanted="one without",
+                    advice="call detach() on the other guard",
+                )
+
+
+def check_settings(scaler: object, max_consecutive_skips: object, rollback: object, on_event: object) -> None:
+    """Refuse settings of the wrong kind.
+
+    Raises:
+        SettingError: One is.
+    """
+    whole = isinstance(max_consecutive_skips, int) and not isinstance(max_consecutive_skips, bool)
+    if not whole or max_consecutive_skips < 0:  # type: ignore[operator]
+        raise SettingError("max_consecutive_skips", came=repr(max_consecutive_skips), wanted="a whole number from 0")
+    if scaler is not None and not (hasattr(scaler, "unscale_") and hasattr(scaler, "is_enabled")):
+        raise SettingError("scaler", came=type(scaler).__name__, wanted="a torch.amp.GradScaler or None")
+    if rollback is not None and not isinstance(rollback, Rollback):
+        raise SettingError("rollback", came=type(rollback).__name__, wanted="a Rollback or None")
+    if on_event is not None and not callable(on_event):
+        raise SettingError("on_event", came=type(on_event).__name__, wanted="a function of one Event, or None")
+
+
+def loss_of(loss: object) -> Tensor | float:
+    """Copy a loss, on its device.
+
+    Raises:
+        LossError: It is no scalar.
+    """
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise LossError("loss", came=f"shape {tuple(loss.shape)}", wanted="a scalar", advice="reduce it: .mean()")
+        return loss.detach().clone()  # a replayed CUDA graph writes its loss in place
+    try:
+        return float(loss)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as err:
+        raise LossError("loss", came=type(loss).__name__, wanted="a scalar tensor or a number") from err
+
+
+def has_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a step was called with a closure; the first argument is the optimizer."""
+    return (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
+
+
+def unscale(scaler: Any, optimizer: Optimizer) -> None:
+    """Unscale the gradients unless the loop has; a scaler says only by raising that it has."""
+    try:
+        scaler.unscale_(optimizer)
+    except RuntimeError as err:
+        if "already been called" not in str(err) and "after step()" not in str(err):
+            raise
+
+
+def averaged(loss: Tensor | float | None) -> Tensor | float | None:
+    """Average a loss over the processes of a distributed run, so that all of them decide alike."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if loss is None or not there or torch.distributed.get_world_size() == 1:
+        return loss
+    total = loss.to(torch.float32) if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float32)
+    total = total.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()

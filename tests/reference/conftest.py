@@ -1,0 +1,9 @@
+"""Numbers to try the formulas on."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20260)
