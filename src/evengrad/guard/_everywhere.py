@@ -143,7 +143,6 @@ class Everywhere:
         if optimizer not in self._watches:
             self._watches[optimizer] = watch = self._met(optimizer)
             self._all.append(watch)
-        self._step_ended(optimizer)  # by an error, when it is still there
         self._stepping.append(weakref.ref(optimizer))
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -157,6 +156,7 @@ class Everywhere:
             _count(watch.counts, guard, wait=False)
 
     def _step_ended(self, optimizer: Optimizer) -> None:
+        """Forget the step, and those inside it that an error has ended."""
         for place, reference in enumerate(self._stepping):
             if reference() is optimizer:
                 del self._stepping[place:]

@@ -283,6 +283,20 @@ def test_centring_equals_optax_where_units_are_rows(targets_of):
         np.testing.assert_allclose(parameter.grad.numpy(), np.asarray(wanted), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_centring_in_half_precision_rounds_once(dtype, targets_of):
+    results = []
+    grads = [torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype) for shape in ((6, 40), (8, 6, 3))]
+    for wanted in (dtype, torch.float32):
+        model = nn.ModuleList([nn.Linear(40, 6, bias=False), nn.ConvTranspose1d(8, 6, 3, bias=False)]).to(wanted)
+        for module, grad in zip(model, grads, strict=True):
+            module.weight.grad = grad.to(wanted, copy=True)
+        with torch.no_grad():
+            Centralize().before_(targets_of(model, torch.optim.SGD(model.parameters(), lr=1.0)), {})
+        results.append([module.weight.grad.to(dtype) for module in model])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_centring_leaves_a_unit_of_one_element_and_what_is_excluded(targets_of):
     model = nn.Sequential(nn.Linear(1, 3), nn.Conv2d(4, 4, 1, groups=4), nn.Linear(2, 2))
     for parameter in model.parameters():
@@ -331,6 +345,14 @@ def test_max_norm_a_second_time_changes_nothing(dtype, targets_of):
         assert torch.equal(once, module.weight)
         norms = once.double().norm(dim=1)
         assert float((norms - 3.0).abs().max()) < 3 * max(torch.finfo(dtype).eps, 1e-6)
+
+
+def test_max_norm_leaves_a_unit_that_is_too_long_by_less_than_its_dtype_resolves(targets_of):
+    module = nn.Linear(1, 2, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[3.015625], [3.03125]]))  # one and two steps of bfloat16 above 3
+        MaxNorm(3.0).after_(targets_of(module, torch.optim.SGD(module.parameters(), lr=1.0)), {})
+    assert module.weight.view(-1).tolist() == [3.015625, 3.0]
 
 
 def test_max_norm_leaves_what_is_not_finite_and_what_is_excluded(targets_of):
