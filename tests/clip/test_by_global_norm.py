@@ -36,6 +36,15 @@ def test_scale_and_norm_are_those_of_clip_grad_norm(max_norm, norm_type):
         np.testing.assert_allclose(float(decision.scale[0]) * grad.numpy(), parameter.grad.numpy(), rtol=1e-6)
 
 
+def test_tiny_gradients_are_clipped_as_by_torch_too():
+    parameters = gradients()
+    for parameter in parameters:
+        parameter.grad *= 1e-6
+    before, decision = parameters[0].grad.clone(), decided(parameters, 1e-6, 2.0)
+    torch.nn.utils.clip_grad_norm_(parameters, 1e-6)
+    np.testing.assert_allclose(float(decision.scale[0]) * before.numpy(), parameters[0].grad.numpy(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
 def test_the_norm_afterwards_is_the_threshold(norm_type):
     parameters = gradients(1)

@@ -5,41 +5,10 @@ import pickle
 
 import pytest
 import torch
+from protected_models import BadBackward, Function, Functional, bad_backward, hooks
 from torch import nn
 
 from evengrad.guard._blame import Blame
-
-
-class Function(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
-class BadBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float("nan")
-
-
-class Functional(nn.Module):
-    """Two layers, and between them an operation that is no module."""
-
-    def __init__(self, between):
-        super().__init__()
-        self.first, self.second, self.between = nn.Linear(4, 4), nn.Linear(4, 2), between
-
-    def forward(self, x):
-        return self.second(self.between(torch.relu(self.first(x))))
 
 
 class Recurrent(nn.Module):
@@ -212,10 +181,6 @@ def test_a_square_root_at_0_is_blamed_for_the_way_back():
     assert culprit.sentence == "2 (Function): the gradient that leaves it is not finite, the one that arrives is"
 
 
-def bad_backward():
-    return Function(BadBackward.apply)
-
-
 ONLY_BACK = {
     "sequential": (lambda: sequential(BadBackward.apply), "2"),
     "functional": (lambda: nn.Sequential(Functional(BadBackward.apply)), "0"),
@@ -294,15 +259,6 @@ def test_an_attention_mask_is_no_bad_input():
     blame.arm()
     model(torch.randn(2, 3, 4), nn.Transformer.generate_square_subsequent_mask(3)).sum().backward()
     assert (blame.verdict().module, blame.verdict().where) == ("after", "forward")
-
-
-def hooks(model):
-    return [
-        (name, key, len(value))
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if "hook" in key and isinstance(value, dict)
-    ]
 
 
 def test_nothing_is_attached_before_arming_and_after_disarming():

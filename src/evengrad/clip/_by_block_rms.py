@@ -35,7 +35,7 @@ class ByBlockRms(AbstractPolicy):
         >>> decision.scale.tolist()
         [0.25, 1.0]
 
-    Source: Shazeer and Stern, 2018, Adafactor, arXiv:1804.04235, section 6 (update clipping, d = 1); the formula is
+    Source: Shazeer and Stern, 2018, Adafactor, arXiv:1804.04235, update clipping with d = 1; the formula is
     optax's `clip_by_block_rms`. There NaN and infinity pass.
     """
 

@@ -24,7 +24,7 @@ class ByWeightNorm(AbstractPolicy):
 
     Args:
         clipping: The largest ratio of gradient norm to weight norm, positive. 0.01 is the paper's choice for batches of
-            4,096; smaller batches want more, up to 0.16.
+            4,096; smaller batches want more.
         eps: The smallest size (root mean square) that the elements of a tensor are taken to have, positive. 0.01 is the
             size of an ordinary initialisation, 1 / sqrt(3 * inputs) for 3,000 inputs: what starts at 0 learns as fast
             as what does not. The paper's 1e-3 is for the norm of a whole row: with it a row of 0 may move by
@@ -44,7 +44,7 @@ class ByWeightNorm(AbstractPolicy):
         [0.33333, 7e-05]
 
     Source: Brock, De, Smith and Simonyan, 2021, arXiv:2102.06171, equation 3. The bound on the size of the elements,
-    there for the same reason, is from Shazeer and Stern, 2018, Adafactor, arXiv:1804.04235, section 8.
+    there for the same reason, is from the relative step size of Shazeer and Stern, 2018, Adafactor, arXiv:1804.04235.
     """
 
     clipping: float = 0.01

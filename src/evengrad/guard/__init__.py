@@ -3,5 +3,6 @@
 from evengrad.guard._everywhere import Everywhere
 from evengrad.guard._guard import Guard
 from evengrad.guard._protect import Protection
+from evengrad.guard._rollback import Rollback
 
-__all__ = ["Everywhere", "Guard", "Protection"]
+__all__ = ["Everywhere", "Guard", "Protection", "Rollback"]

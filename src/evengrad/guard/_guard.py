@@ -31,7 +31,7 @@ from evengrad.guard._settings import averaged, check_optimizers, check_settings,
 from evengrad.guard._skips import LOGGER, Counts
 from evengrad.guard._statistics import RunningStatistics
 from evengrad.measure import first_accelerator
-from evengrad.nouns import Event, OptimizerError, Record, UnguardedStepWarning
+from evengrad.nouns import Event, OptimizerError, Record, SettingError, UnguardedStepWarning
 
 if TYPE_CHECKING:
     import os
@@ -329,10 +329,14 @@ class Guard:
             return
         if self._round is None or not self._round.is_for(optimizer):
             self._finish_unstepped()
-            if len(self._optimizers) > 1:
-                self._unscale_all()
             by, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-            decided = self._decided(by, found_inf, fold=self._optimizers)
+            together = len(self._optimizers) > 1 and self._scaling
+            if len(self._optimizers) > 1 and by is not None and not self._scaling:
+                raise SettingError("scaler", came="None, with several optimizers under one", wanted="the GradScaler")
+            if together:  # the others' gradients are still scaled: all are unscaled, and none by its step
+                self._unscale_all()
+            decided = self._decided(None if together else by, found_inf, fold=self._optimizers)
+            decided = replace(decided, unscaled=decided.unscaled or together)
             self._round = Round(decided, self._optimizers)
         elif self._round.decided.known_skipped():
             self._note_overflow(optimizer)

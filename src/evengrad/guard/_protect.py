@@ -261,7 +261,7 @@ class Protection:
             LOGGER.warning("%s", event)
 
 
-@dataclass(slots=True)
+@dataclass(kw_only=True, slots=True)
 class _Mark:
     """An output that was judged: at which version of its memory, and where its gradient is counted."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from evengrad.clip.transforms import AddNoise, ByValue, Inhibit, Sign, SpikeAware
+from evengrad.clip.transforms._generator import Draws
 
 
 def filled(shape, seed=0, dtype=torch.float32, scale=1.0):
@@ -154,6 +155,13 @@ def test_noise_differs_between_steps_parameters_and_seeds_and_is_the_same_again(
     assert torch.equal(one, again)
     for different in (two, later, other):
         assert int((one == different).sum()) == 0
+
+
+def test_two_transforms_of_one_seed_draw_different_numbers():
+    like = torch.zeros(50)
+    one, other = (Draws(who, 0, 0).uniform(like) for who in ("AddNoise", "Quantize"))
+    assert int((one == other).sum()) == 0
+    assert torch.equal(one, Draws("AddNoise", 0, 0).uniform(like))
 
 
 def test_noise_is_added_to_the_gradient_and_counts_on_from_memory(targets_of):

@@ -41,8 +41,8 @@ class ByUnitWeightNorm(AbstractTransform):
         SettingError: A setting is out of range. While training: a sparse gradient whose units are not its rows.
 
     Cost: One read of gradients and weights; a read and a write more of the tensors that are clipped (on an accelerator
-    of all of them, since looking would wait). On a CPU, measured: 1.2 to 1.8 of one `clip_grad_norm_`, and 2.5 of it
-    where most units are columns.
+    of all of them, since looking would wait). On a CPU, measured: 1.2 to 1.8 of one `clip_grad_norm_`, 1.9 to
+    2.8 of it where most units are columns.
 
     Example:
         >>> layer = torch.nn.Linear(2, 2, bias=False)

@@ -17,7 +17,8 @@ class ClampWeights(AbstractTransform):
     """Bring every weight that is larger than `max_value` down to it, after each step; biases and gains too.
 
     Also those that have no gradient. The optimizer does not know: its moments go on. What is within is not changed to
-    the bit. Infinity becomes `max_value`, NaN stays NaN. Real and imaginary parts are clipped each for itself.
+    the bit, so that it does no harm after a step that was left out. Infinity becomes `max_value`, NaN stays NaN. Real
+    and imaginary parts are clipped each for itself.
 
     Args:
         max_value: The largest magnitude of an element, positive; 0.01 in the paper.

@@ -21,8 +21,8 @@ class MaxNorm(AbstractTransform):
 
     The units are those of `ByUnitWeightNorm`; biases, gains and what a norm layer owns are left alone. Also weights
     without a gradient are bounded. The optimizer does not know: its moments go on. A unit that is within, to one part
-    in a million (in half precision to the dtype's resolution), is not changed to the bit, so that a second time changes
-    nothing. A unit whose norm is not finite is left as it is.
+    in a million (in half precision to the dtype's resolution), is not changed to the bit: a second time, or after a
+    step that was left out, nothing happens. A unit whose norm is not finite is left as it is.
 
     Args:
         max_norm: The largest Euclidean norm of a unit's weights, positive; 3 to 4 in the paper.

@@ -98,8 +98,8 @@ class SpikeAware(AbstractTransform):
             if grad is None:
                 continue
             key = _SEEN + target.name
-            if key not in result:
-                result[key] = torch.full((1,), now, dtype=torch.int64)
+            seen = result.get(key)
+            result[key] = torch.full((1,), now, dtype=torch.int64) if seen is None else seen.cpu()
             age = now - int(result[key].item()) + 1
             state = state_of(target)
             if state is not None and min(age, age if since is None else since) >= self.wait_steps:
