@@ -97,6 +97,16 @@ def test_two_models_of_one_class_are_told_apart():
         assert names_of(optimizer) == ["Linear.weight", "Linear.bias", "Linear2.weight", "Linear2.bias"]
 
 
+def test_a_model_that_comes_later_is_found_beside_a_known_one():
+    known = net()
+    with Everywhere():
+        train(known, torch.optim.SGD(known.parameters(), lr=0.1))
+        head = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD([*known.parameters(), *head.parameters()], lr=0.1)
+        train(lambda x: head(known(x)), optimizer)
+        assert names_of(optimizer)[-3:] == ["Sequential.2.bias", "Linear.weight", "Linear.bias"]
+
+
 def test_of_two_models_that_hold_the_parameters_the_smaller_names_them():
     class Teacher(nn.Module):
         def __init__(self, student):

@@ -273,3 +273,29 @@ def test_a_compiled_model_is_guarded_as_any_other(way):
     assert guard.clips == 4
     close(model, other)
     torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.parametrize("way", WAYS)
+def test_a_compiled_step_is_guarded_too(way):
+    torch._dynamo.reset()
+    model, other = net(), net()
+    optimizer, plain = (torch.optim.AdamW(one.parameters(), lr=0.01, fused=True) for one in (model, other))
+    guard = Guard(model, optimizer, clip=0.3, apply=way)
+
+    @torch.compile(backend="eager")
+    def step():
+        optimizer.step()
+
+    for number, x in enumerate([*batches(2), batches(1)[0], *batches(2)]):
+        optimizer.zero_grad()
+        (model(x).square().sum() * (math.nan if number == 2 else 1.0)).backward()
+        step()
+    for x in [*batches(2), *batches(2)]:
+        plain.zero_grad()
+        other(x).square().sum().backward()
+        nn.utils.clip_grad_norm_(other.parameters(), 0.3)
+        plain.step()
+    assert (guard.step, guard.skips, guard.clips) == (5, 1, 4)
+    close(model, other)
+    torch._dynamo.reset()

@@ -128,7 +128,7 @@ class ZClip(AbstractPolicy):
         after = value - moved
         spread = xp.where(averaging, before, after) * after  # Welford's product gives the exact variance of those seen
         return {
-            "seen": xp.where(enters & averaging, more, seen),
+            "seen": xp.where(enters, more, seen),  # float32 itself ends the count at 2^24
             "mean": moved,
             "var": var + weight * (spread - var),
         }

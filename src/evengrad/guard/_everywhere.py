@@ -16,6 +16,7 @@ from evengrad.guard._guard import Guard
 from evengrad.guard._models_in_memory import ModelsInMemory
 from evengrad.guard._program import parts_of
 from evengrad.guard._settings import has_closure
+from evengrad.guard._settings import owner
 from evengrad.guard._skips import LOGGER
 from evengrad.nouns import EvengradError, RunLogError, SettingError, printable
 
@@ -214,7 +215,7 @@ def _parameters(optimizer: Optimizer) -> set[int]:
 
 def _guarded(optimizer: Optimizer) -> bool:
     hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
-    return any(isinstance(getattr(hook, "__self__", None), Guard) for hook in hooks)
+    return any(isinstance(owner(hook), Guard) for hook in hooks)
 
 
 def _count(counts: _Counts, guard: Guard, *, wait: bool) -> None:

@@ -137,8 +137,9 @@ class Guard:
         )
         self._books = books
         self._ledger = Ledger(books, self._program.copied, self._program.restore)
-        self._hooks = [one.register_step_pre_hook(self._before_step) for one in optimizers]
-        self._hooks += [one.register_step_post_hook(self._after_step) for one in optimizers]
+        before, after = (torch.compiler.disable(hook) for hook in (self._before_step, self._after_step))
+        self._hooks = [one.register_step_pre_hook(before) for one in optimizers]
+        self._hooks += [one.register_step_post_hook(after) for one in optimizers]
 
     def loss(self, loss: Tensor) -> Tensor:
         """Hand over the loss of the coming step, for the reading and for policies that judge it; returns it unchanged.

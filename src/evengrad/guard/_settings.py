@@ -21,13 +21,18 @@ def check_optimizers(optimizers: Sequence[Optimizer], kind: type) -> None:
     """
     for optimizer in optimizers:
         for hook in getattr(optimizer, "_optimizer_step_pre_hooks", {}).values():
-            if isinstance(getattr(hook, "__self__", None), kind):
+            if isinstance(owner(hook), kind):
                 raise OptimizerError(
                     "optimizer",
                     came="one with a guard",
                     wanted="one without",
                     advice="call detach() on the other guard",
                 )
+
+
+def owner(hook: object) -> object:
+    """Return the object whose method a hook is; the method may be kept out of torch.compile."""
+    return getattr(getattr(hook, "__wrapped__", hook), "__self__", None)
 
 
 def check_settings(scaler: object, max_consecutive_skips: object, rollback: object, on_event: object) -> None:
