@@ -94,7 +94,6 @@ def test_zero_gradients_leave_the_memory_of_their_tensor_equal_to_the_bit():
     decision = policy(again[0].astype(np.float32), before)
     assert all(decision.state[key][3] == before[key][3] for key in before)
     assert all(decision.state[key][2] != before[key][2] for key in ("mean_P", "seen_P"))
-    assert decision.scale[3] == 1.0
 
 
 @pytest.mark.parametrize("times", [10.0, 1e6])
@@ -107,6 +106,14 @@ def test_a_level_that_lasts_is_accepted_after_the_steps_said(times):
     assert scales[350:].min() > 0.7
     never, _ = ran(rows, max_norm=1e9, rewarm_steps=None)
     assert never[200:].max() < 0.2
+
+
+def test_steps_of_the_warm_up_do_not_count_for_beginning_anew():
+    rows = [[0.5]] + [[1.0]] * 59
+    scales, _ = ran(rows, max_norm=1e9, warmup_steps=20, rewarm_steps=30)
+    assert (scales[:20] == 1.0).all()
+    assert (scales[20:50] < 1.0).all()
+    assert (scales[50:] == 1.0).all()
 
 
 def test_the_mean_does_not_fall_below_the_floor():

@@ -121,6 +121,11 @@ def test_the_least_rise_after_equal_values_is_skipped_as_published_and_not_with_
     assert ran([1.0] * 100 + [1.061])[0][-1]
 
 
+def test_the_floor_is_a_size_also_where_the_mean_is_negative():
+    assert not ran([1.0] * 101, [-1.0] * 100 + [-0.95])[0][-1]
+    assert ran([1.0] * 101, [-1.0] * 100 + [-0.93])[0][-1]
+
+
 def test_huge_numbers_do_not_overflow():
     rng = np.random.default_rng(0)
     values = (rng.uniform(-1, 1, 300) * 9e17).tolist()

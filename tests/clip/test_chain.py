@@ -73,6 +73,17 @@ def test_a_skip_of_one_is_a_skip_of_all_and_only_the_one_remembers_it():
     assert changed == {"1.norms"}
 
 
+def test_a_step_that_is_skipped_has_the_scale_one_whatever_the_others_wanted():
+    chain = Chain(BySigmaWindow(window=4), ByGlobalNorm(0.1))
+    state, found = chain.init(1), []
+    for norm in (1.0, 1.1, 0.9, 1.0, 50.0):
+        decision = chain(np.array([norm], dtype=np.float32), state)
+        state = decision.state
+        found.append((bool(decision.skip[0]), float(decision.scale[0])))
+    assert found[-1] == (True, 1.0)
+    assert found[-2] == (False, pytest.approx(0.1, rel=1e-5))
+
+
 def test_it_needs_what_any_of_them_needs():
     assert Chain(ByBlockRms(), BySigmaWindow()).needs == {"sizes_P", "loss"}
     assert Chain(ByZScore()).needs == frozenset()

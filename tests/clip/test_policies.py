@@ -181,7 +181,7 @@ def test_state_arrays_are_one_number_per_parameter_or_of_fixed_length(policy):
 def test_the_state_is_never_nan_whatever_comes(policy, signals, seed):
     rng = np.random.default_rng(seed)
     state, given = policy.init(2), signals(2)
-    for norms_P in (10 ** rng.uniform(-44, 38.4, (600, 2))).astype(np.float32):
+    for norms_P in (10 ** rng.uniform(-44, 38.4, (250, 2))).astype(np.float32):
         loss = np.float32([rng.normal() * 10 ** rng.uniform(-30, 30)])
         given = Signals(loss=loss, sizes_P=given.sizes_P, weight_norms_P=given.weight_norms_P)
         decision = policy(norms_P, state, given)

@@ -98,7 +98,7 @@ def test_a_model_whose_gradients_were_all_zero_at_first_is_not_frozen(policy, si
 
 
 def test_a_gradient_that_began_tiny_is_let_through_in_the_end(policy, signals):
-    norms_TP = healthy(1500)
+    norms_TP = healthy(1350)
     norms_TP[:150, 1] *= 1e-12
     given, state, passed = signals(3), policy.init(3), []
     for norms_P in norms_TP:

@@ -13,6 +13,7 @@ from torch.optim import optimizer as torch_hooks
 
 from evengrad.clip import ByGlobalNorm
 from evengrad.guard import Everywhere, Guard, _everywhere
+from evengrad.guard._steps import guard_of
 from evengrad.nouns import ModelError, SettingError, TooManySkipsError, UnguardedStepWarning
 from evengrad.runlog import is_run, read
 
@@ -29,12 +30,6 @@ def train(model, optimizer, values=(1.0, 2.0, 3.0)):
         optimizer.zero_grad()
         model(torch.full((3, 4), value)).square().sum().backward()
         optimizer.step()
-
-
-def guard_of(optimizer):
-    guards = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values()]
-    (guard,) = [one for one in guards if isinstance(one, Guard)]
-    return guard
 
 
 def names_of(optimizer):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from evengrad.guard import Everywhere, Guard
+from evengrad.guard import Everywhere
+from evengrad.guard._steps import guard_of
 
 
 def net(seed=0):
@@ -20,12 +21,6 @@ def train(model, optimizer, values=(1.0, 2.0, 3.0)):
         optimizer.zero_grad()
         model(torch.full((3, 4), value)).square().sum().backward()
         optimizer.step()
-
-
-def guard_of(optimizer):
-    guards = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values()]
-    (guard,) = [one for one in guards if isinstance(one, Guard)]
-    return guard
 
 
 def names_of(optimizer):

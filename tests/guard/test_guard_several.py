@@ -299,3 +299,54 @@ def test_a_compiled_step_is_guarded_too(way):
     assert (guard.step, guard.skips, guard.clips) == (5, 1, 4)
     close(model, other)
     torch._dynamo.reset()
+
+
+class Twice(torch.optim.AdamW):
+    """Steps through its base class, whose step has hooks of its own once there is an AdamW."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("way", ["conditional", "foreach"])
+def test_a_step_inside_the_step_of_the_same_optimizer_is_the_same_step(way):
+    other = net()
+    plain = torch.optim.AdamW(other.parameters(), lr=0.01)
+    model = net()
+    optimizer = Twice(model.parameters(), lr=0.01)
+    guard = Guard(model, optimizer, clip=math.inf, apply=way)
+    for number, x in enumerate([*batches(2), batches(1)[0], *batches(2)]):
+        optimizer.zero_grad()
+        (model(x).square().sum() * (math.nan if number == 2 else 1.0)).backward()
+        optimizer.step()
+    for x in [*batches(2), *batches(2)]:
+        plain.zero_grad()
+        other(x).square().sum().backward()
+        plain.step()
+    assert (guard.step, guard.skips) == (5, 1)
+    assert equal(model, other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model_survives_a_skipped_step():
+    model = torch.jit.script(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = Guard(model, optimizer)
+    for factor in (1.0, math.nan, math.nan, 1.0):
+        optimizer.zero_grad()
+        (model(batches(1)[0]).square().sum() * factor).backward()
+        optimizer.step()
+    assert (guard.step, guard.skips) == (4, 2)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_running_statistics_of_a_network_that_another_guard_has_are_left_to_it():
+    model = nn.ModuleDict({"maker": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), "judge": nn.BatchNorm1d(3)})
+    optimizer = torch.optim.SGD(model["maker"].parameters(), lr=0.1)
+    Guard(model, optimizer)
+    model["judge"](batches(1)[0])
+    moved = model["judge"].running_mean.clone()
+    (model["maker"](batches(1)[0]).sum() * math.nan).backward()
+    optimizer.step()
+    assert torch.equal(model["judge"].running_mean, moved)
+    assert torch.equal(model["maker"][1].running_mean, torch.zeros(4))

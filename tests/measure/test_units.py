@@ -61,9 +61,9 @@ def test_long_units_of_one_sign_keep_their_accuracy(cut):
     np.testing.assert_allclose(unit_norms([tensor], cut)[0].numpy(), exact(tensor, cut), rtol=1e-6)
 
 
-@pytest.mark.parametrize("length", [255, 256, 257, 511, 512, 513, 4097])
+@pytest.mark.parametrize("length", [255, 256, 257, 511, 512, 513, 4097, 25_000])
 def test_any_length_of_row_keeps_its_accuracy(length):
-    tensor = random(3, length).abs() + 1
+    tensor = torch.full((3, length), 1 / 3)  # a plain float32 sum rounds the same way every time
     cut = Cut((3, 1, 1, length))
     np.testing.assert_allclose(unit_norms([tensor], cut)[0].numpy(), exact(tensor, cut), rtol=1e-6)
 

@@ -87,7 +87,7 @@ class ByMovingAverage(AbstractPolicy):
         warming_P = state["seen_P"] < self.warmup_steps
         together = bounded(xp, norm, self.max_norm, finite)
         alone_P = bounded(xp, norms_P, self.max_ratio * state["mean_P"], counts_P & ~warming_P)
-        scale_P = xp.where(counts_P & warming_P, together, alone_P)
+        scale_P = xp.where(warming_P, together, alone_P)
         moved = self._moved(xp, state, scale_P * norms_P, alone_P < 1.0)
         kept = {name: xp.where(counts_P, moved[name], state[name]) for name in state}
         return Decision(norm=norm, scale=scale_P, skip=~finite, state=kept)
@@ -104,5 +104,5 @@ class ByMovingAverage(AbstractPolicy):
         return {
             "mean_P": xp.where(moved_P > self.floor, moved_P, self.floor),
             "seen_P": xp.where(anew_P, 0.0, seen_P + 1.0),
-            "clipped_P": xp.where(anew_P, 0.0, row_P),
+            "clipped_P": row_P,  # the first step of a warm-up ends the row
         }

@@ -125,6 +125,8 @@ class Blame:
         self.disarm()
         self._forward, self._backward = [], []
         for name, module in self._model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks from Python
             self._handles.append(module.register_forward_pre_hook(Hook(self._enter, name), with_kwargs=True))
             self._handles.append(module.register_forward_hook(Hook(self._leave, name), with_kwargs=True))
 

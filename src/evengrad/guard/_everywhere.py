@@ -16,8 +16,8 @@ from evengrad.guard._guard import Guard
 from evengrad.guard._models_in_memory import ModelsInMemory
 from evengrad.guard._program import parts_of
 from evengrad.guard._settings import has_closure
-from evengrad.guard._settings import owner
 from evengrad.guard._skips import LOGGER
+from evengrad.guard._steps import guard_of
 from evengrad.nouns import EvengradError, RunLogError, SettingError, printable
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Everywhere:
         self._rank = torch.distributed.get_rank() if there else 0
         watch = _Watch(title=type(optimizer).__name__, counts=_Counts())
         outer = self._outer(optimizer)
-        if _guarded(optimizer):
+        if guard_of(optimizer) is not None:
             watch.why_not = "left alone: it has a guard of its own"
         elif outer is not None:
             watch.why_not = f"left to the guard of {type(outer).__name__}, in whose step it steps"
@@ -198,7 +198,7 @@ class Everywhere:
         own = _parameters(optimizer)
         for reference in self._stepping:
             outer = reference()
-            if outer is not None and _guarded(outer) and own & _parameters(outer):
+            if outer is not None and guard_of(outer) is not None and own & _parameters(outer):
                 return outer
         return None
 
@@ -211,11 +211,6 @@ class Everywhere:
 
 def _parameters(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _guarded(optimizer: Optimizer) -> bool:
-    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
-    return any(isinstance(owner(hook), Guard) for hook in hooks)
 
 
 def _count(counts: _Counts, guard: Guard, *, wait: bool) -> None:

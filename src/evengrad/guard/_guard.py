@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
 
@@ -13,25 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evengrad.guard._attributes import relaid
 from evengrad.guard._blame import Blame
 from evengrad.guard._choice import apply_of
 from evengrad.guard._gate import Gate
-from evengrad.guard._history import History, Row
-from evengrad.guard._ledger import Books, Ledger
+from evengrad.guard._history import History
+from evengrad.guard._ledger import Books
 from evengrad.guard._log import Log
-from evengrad.guard._names import dtype_name, groups, optimizers_of, regrouped, targets_of
-from evengrad.guard._outcome import Decided, Given
+from evengrad.guard._names import dtype_name, optimizers_of
+from evengrad.guard._outcome import Decided
+from evengrad.guard._plan import Plan
 from evengrad.guard._program import Program, parts_of
-from evengrad.guard._rates import Rates, rates
 from evengrad.guard._rollback import Keeper, Rollback
-from evengrad.guard._rounds import Round
-from evengrad.guard._saved import carried, packed, unpacked
-from evengrad.guard._settings import averaged, check_optimizers, check_settings, has_closure, loss_of, unscale
-from evengrad.guard._skips import LOGGER, Counts
+from evengrad.guard._saved import packed, unpacked
+from evengrad.guard._settings import check_settings, loss_of
+from evengrad.guard._skips import Counts
 from evengrad.guard._statistics import RunningStatistics
-from evengrad.measure import first_accelerator
-from evengrad.nouns import Event, OptimizerError, Record, SettingError, UnguardedStepWarning
+from evengrad.guard._steps import Steps
+from evengrad.nouns import Event, Record
 
 if TYPE_CHECKING:
     import os
@@ -112,34 +108,17 @@ class Guard:
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         optimizers = optimizers_of(model, optimizer)
-        check_optimizers(optimizers, Guard)
         check_settings(scaler, max_consecutive_skips, rollback, on_event)
-        self._model, self._optimizers, self._scaler = model, optimizers, scaler
-        self._parts = parts_of(clip)
-        self._apply = apply_of(apply, optimizers, self._parts)
-        self._step = 0
-        self._loss: Tensor | float | None = None
-        self._round: Round | None = None  # a decision whose steps have not all come yet
-        self._inside: Optimizer | None = None  # in whose step with a closure we are
-        self._in_closure: Decided | None = None
-        self._last: Decided | None = None
-        self._warned = self._said_relaid = False
-        self._names: list[str] = []
-        self._program: Program
-        self._rates = Rates()
-        self._plan()
-        books = Books(
-            counts=Counts(max_consecutive_skips, Blame(model, self._names), on_event),
-            history=History(len(self._names)),
-            log=None if log is None else Log(log, self._names, dtype_name(self._program.parameters)),
-            statistics=RunningStatistics(model),
+        parts = parts_of(clip)
+        plan = Plan(model, optimizers, parts, apply_of(apply, optimizers, parts))
+        self._books = Books(
+            counts=Counts(max_consecutive_skips, Blame(model, plan.names), on_event),
+            history=History(len(plan.names)),
+            log=None if log is None else Log(log, plan.names, dtype_name(plan.program.parameters)),
+            statistics=RunningStatistics(model, plan.program.parameters),
             keeper=None if rollback is None else Keeper(rollback, model, optimizers),
         )
-        self._books = books
-        self._ledger = Ledger(books, self._program.copied, self._program.restore)
-        before, after = (torch.compiler.disable(hook) for hook in (self._before_step, self._after_step))
-        self._hooks = [one.register_step_pre_hook(before) for one in optimizers]
-        self._hooks += [one.register_step_post_hook(after) for one in optimizers]
+        self._steps = Steps(plan, scaler, self._books, self)
 
     def loss(self, loss: Tensor) -> Tensor:
         """Hand over the loss of the coming step, for the reading and for policies that judge it; returns it unchanged.
@@ -153,7 +132,7 @@ class Guard:
         Example:
             `guard.loss(criterion(output, target)).backward()`
         """
-        self._loss = loss_of(loss)
+        self._steps.loss = loss_of(loss)
         return loss
 
     def clip_(self) -> Tensor:
@@ -169,31 +148,21 @@ class Guard:
         Raises:
             OptimizerError: The guard is detached.
         """
-        if not self._hooks:
-            raise OptimizerError("guard", came="a detached one", wanted="an attached one", advice="make a new Guard")
-        if self._inside is None:
-            self._apply.leave_all()
-            self._finish_unstepped()
-        self._unscale_all()
-        decided = self._decided(fold=())
-        if self._inside is not None:
-            self._in_closure = decided
-            self._apply.enter(decided, self._inside, _parameters(self._inside))
-        else:
-            self._round = Round(decided, self._optimizers)
-        return self._norm(decided)
+        return self._norm(self._steps.clip_())
 
     @property
     def skipped(self) -> Tensor:
         """Whether the last step was left out: a 0-d bool tensor on the parameters' device; False before the first."""
-        if self._last is not None and self._last.skip is not None:
-            return self._last.skip != 0
-        return torch.full((), self._last is not None and self._last.known_skipped(), device=self._device)
+        last = self._steps.last
+        if last is not None and last.skip is not None:
+            return last.skip != 0
+        return torch.full((), last is not None and last.known_skipped(), device=self._steps.plan.device)
 
     @property
     def last_norm(self) -> Tensor:
         """The total norm of the last step before clipping, as `clip_` returns it; NaN before the first."""
-        return self._norm(self._last) if self._last is not None else self._number(math.nan)
+        last = self._steps.last
+        return self._norm(last) if last is not None else self._number(math.nan)
 
     @property
     def skips(self) -> int:
@@ -211,13 +180,13 @@ class Guard:
         Args:
             wait: Whether to wait for the device where it decides; otherwise the last steps may not be counted yet.
         """
-        self._ledger.drain(wait=wait)
+        self._steps.ledger.drain(wait=wait)
         return self._books.counts
 
     @property
     def step(self) -> int:
         """How many optimizer steps went by, skipped ones included."""
-        return self._step
+        return self._steps.count
 
     @property
     def record(self) -> Record:
@@ -225,8 +194,8 @@ class Guard:
 
         Cost: On an accelerator it waits for the device.
         """
-        self._ledger.drain(wait=True)
-        return self._books.history.record(self._names, dtype_name(self._program.parameters))
+        self._steps.ledger.drain(wait=True)
+        return self._books.history.record(self._steps.plan.names, dtype_name(self._program.parameters))
 
     def findings(self) -> tuple[Finding, ...]:
         """Return what the rules say about the last steps (at most 1,000).
@@ -257,15 +226,15 @@ class Guard:
 
         The window of the last steps and the snapshots of a rollback are not part of it.
         """
-        self._ledger.drain(wait=True)
+        self._steps.ledger.drain(wait=True)
         counts = {
-            "step": self._step,
+            "step": self._steps.count,
             "skips": self._books.counts.skips,
             "skips_in_row": self._books.counts.in_a_row,
             "clips": self._books.counts.clips,
             "rollbacks": 0 if self._books.keeper is None else self._books.keeper.count,
         }
-        return packed(self._program, self._names, counts, self._lr_factor)
+        return packed(self._program, self._steps.plan.names, counts, self._steps.lr_factor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another guard was when its `state_dict()` was taken, equal to the bit.
@@ -277,30 +246,25 @@ class Guard:
         Raises:
             SettingError: It is of another version, other policies or another model, or not a guard's.
         """
-        states, counts, lr_factor = unpacked(state_dict, self._program, self._names)
-        self._ledger.drain(wait=True)
-        self._program.states, self._step = states, counts["step"]
+        states, counts, lr_factor = unpacked(state_dict, self._program, self._steps.plan.names)
+        self._steps.ledger.drain(wait=True)
+        self._program.states, self._steps.count = states, counts["step"]
         self._books.counts.skips, self._books.counts.in_a_row = counts["skips"], counts["skips_in_row"]
         self._books.counts.clips = counts["clips"]
         if self._books.keeper is not None:
             self._books.keeper.lr_factor, self._books.keeper.count = lr_factor, counts["rollbacks"]
-        self._round = None
+        self._steps.forget()
 
     def detach(self) -> None:
         """Remove the hooks, give back what is held, end the log; a second call does nothing."""
         self._detach(ended=True)
 
     def _detach(self, *, ended: bool) -> None:
-        if not self._hooks:
+        if not self._steps.attached:
             return
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        self._apply.leave_all()
         self._books.counts.close()
         try:
-            self._finish_unstepped()
-            self._ledger.drain(wait=True)
+            self._steps.detach()
         finally:
             if self._books.log is not None:
                 self._books.log.close(ended=ended)
@@ -315,130 +279,14 @@ class Guard:
 
     def __repr__(self) -> str:
         return (
-            f"Guard({self._program.described()}, {len(self._names)} parameters, "
-            f"{self._apply.described(self._program)}; step={self._step}, skips={self._books.counts.skips}, "
-            f"clips={self._books.counts.clips}{'' if self._hooks else ', detached'})"
+            f"Guard({self._program.described()}, {len(self._steps.plan.names)} parameters, "
+            f"{self._steps.plan.apply.described(self._program)}; step={self.step}, skips={self._books.counts.skips}, "
+            f"clips={self._books.counts.clips}{'' if self._steps.attached else ', detached'})"
         )
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._apply.leave(optimizer)  # what a step that raised has left behind
-        self._rates.leave(optimizer)
-        self._inside = self._in_closure = None
-        self._rates.enter(optimizer, self._lr_factor)
-        if has_closure(args, kwargs):
-            self._inside, self._round = optimizer, None
-            return
-        if self._round is None or not self._round.is_for(optimizer):
-            self._finish_unstepped()
-            by, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-            together = len(self._optimizers) > 1 and self._scaling
-            if len(self._optimizers) > 1 and by is not None and not self._scaling:
-                raise SettingError("scaler", came="None, with several optimizers under one", wanted="the GradScaler")
-            if together:  # the others' gradients are still scaled: all are unscaled, and none by its step
-                self._unscale_all()
-            decided = self._decided(None if together else by, found_inf, fold=self._optimizers)
-            decided = replace(decided, unscaled=decided.unscaled or together)
-            self._round = Round(decided, self._optimizers)
-        elif self._round.decided.known_skipped():
-            self._note_overflow(optimizer)
-        self._round.enter(optimizer)
-        self._apply.enter(self._round.decided, optimizer, _parameters(optimizer))
-
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._apply.leave(optimizer)
-        self._rates.leave(optimizer)
-        if self._inside is optimizer:
-            decided, self._inside, self._in_closure = self._in_closure, None, None
-            self._finish(decided)
-            self._warn_unguarded(optimizer, decided)
-            return
-        round_ = self._round
-        if round_ is not None:
-            round_.leave()
-            if round_.complete:
-                self._round = None
-                self._finish(round_.decided)
-
-    def _decided(
-        self, by: Tensor | None = None, found_inf: Tensor | None = None, *, fold: Sequence[Optimizer]
-    ) -> Decided:
-        """Measure, decide, and change the gradients."""
-        if regrouped(self._groups, self._optimizers):
-            self._plan()
-        for optimizer in self._optimizers:
-            if relaid(optimizer) and not self._said_relaid:
-                self._said_relaid = True
-                LOGGER.warning("gradients laid out unlike their parameters: copied, for fused kernels misread them")
-        loss = averaged(self._loss) if self._program.needs_loss else self._loss
-        decided = self._apply.decide(self._program, Given(loss=loss, by=by, found_inf=found_inf), fold)
-        self._loss = None
-        return decided
-
-    def _finish(self, decided: Decided | None) -> None:
-        """Close a step that has gone by."""
-        if decided is not None and not decided.known_skipped():
-            self._program.after_()
-        row = Row(step=self._step, loss=self._loss, lrs=rates(self._optimizers, self._lr_factor))
-        self._loss, self._last = None, decided
-        self._step += 1
-        self._ledger.add(row, decided, self._names)
-
-    def _finish_unstepped(self) -> None:
-        """Close a decision that not all steps followed.
-
-        Where none did after a skip, a GradScaler has left the step out on an overflow; where the guard knows of no
-        scaler, it may as well be the loop that has left it out, for a fault.
-        """
-        round_, self._round = self._round, None
-        if round_ is None:
-            return
-        decided = round_.decided
-        if round_.begun:
-            self._finish(decided)
-        elif round_.untouched and decided.known_skipped() and decided.outcome is not None:
-            self._finish(Decided(outcome=replace(decided.outcome, overflow=self._scaling)))
-
-    def _note_overflow(self, optimizer: Optimizer) -> None:
-        """Tell a scaler's overflow from a fault, where `clip_()` has decided before the scaler's step."""
-        assert self._round is not None
-        outcome, found_inf = self._round.decided.outcome, getattr(optimizer, "found_inf", None)
-        if outcome is not None and found_inf is not None and bool(found_inf.detach().cpu().numpy() != 0):
-            self._round.decided = Decided(outcome=replace(outcome, overflow=True))
-
     @property
-    def _scaling(self) -> bool:
-        return self._scaler is not None and bool(self._scaler.is_enabled())
-
-    def _unscale_all(self) -> None:
-        if self._scaling:
-            for optimizer in self._optimizers:
-                unscale(self._scaler, optimizer)
-
-    @property
-    def _lr_factor(self) -> float:
-        return 1.0 if self._books.keeper is None else self._books.keeper.lr_factor
-
-    def _warn_unguarded(self, optimizer: Optimizer, decided: Decided | None) -> None:
-        if decided is None and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{type(optimizer).__name__}.step(closure) makes its gradients inside the step, where the guard cannot "
-                "see them: call guard.clip_() in the closure, after backward()",
-                UnguardedStepWarning,
-                stacklevel=4,
-            )
-
-    def _plan(self) -> None:
-        """Plan for the parameters as they are now; what is remembered of those that were there before stays."""
-        targets = targets_of(self._model, self._optimizers)
-        device = first_accelerator([target.parameter for target in targets])
-        like = torch.empty(1, device=device) if self._apply.on_device else None
-        program = Program(self._parts, targets, like)
-        if self._names:
-            program.states = carried(self._program.states, self._names, program, [one.name for one in targets])
-        self._program, self._device = program, device
-        self._names = [target.name for target in targets]
-        self._groups = groups(self._optimizers)
+    def _program(self) -> Program:
+        return self._steps.plan.program
 
     def _norm(self, decided: Decided) -> Tensor:
         if decided.packed is not None:
@@ -446,8 +294,4 @@ class Guard:
         return self._number(math.nan if decided.outcome is None else decided.outcome.norm)
 
     def _number(self, value: float) -> Tensor:
-        return torch.full((), value, dtype=torch.float32, device=self._device)
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return torch.full((), value, dtype=torch.float32, device=self._steps.plan.device)

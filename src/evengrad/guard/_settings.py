@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,24 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from evengrad.guard._rollback import Rollback
-from evengrad.nouns import LossError, OptimizerError, SettingError
-
-
-def check_optimizers(optimizers: Sequence[Optimizer], kind: type) -> None:
-    """Refuse an optimizer that has a guard already.
-
-    Raises:
-        OptimizerError: One has.
-    """
-    for optimizer in optimizers:
-        for hook in getattr(optimizer, "_optimizer_step_pre_hooks", {}).values():
-            if isinstance(owner(hook), kind):
-                raise OptimizerError(
-                    "optimizer",
-                    came="one with a guard",
-                    wanted="one without",
-                    advice="call detach() on the other guard",
-                )
+from evengrad.nouns import LossError, SettingError
 
 
 def owner(hook: object) -> object:
@@ -71,6 +55,20 @@ def loss_of(loss: object) -> Tensor | float:
 def has_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a step was called with a closure; the first argument is the optimizer."""
     return (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
+
+
+def is_nested(optimizer: Optimizer) -> bool:
+    """Whether a step of an optimizer is going on inside another step of the same one: it calls its base class's.
+
+    Asked only where an earlier step has not ended: it may as well have raised, so the stack has to tell.
+    """
+    steps, frame = 0, sys._getframe()
+    while frame is not None:
+        arguments = frame.f_locals.get("args")
+        if frame.f_code.co_name == "wrapper" and isinstance(arguments, tuple):
+            steps += any(one is optimizer for one in arguments[:1])
+        frame = frame.f_back  # type: ignore[assignment]
+    return steps > 1
 
 
 def unscale(scaler: Any, optimizer: Optimizer) -> None:

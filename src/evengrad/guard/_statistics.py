@@ -16,11 +16,17 @@ class RunningStatistics:
 
     Args:
         model: Whose batch and instance norms are kept.
+        parameters: The guarded ones: a layer all of whose own parameters are others' is left to another guard.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
+        guarded = {id(parameter) for parameter in parameters}
         layers = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
-        self._layers = layers
+        self._layers = [
+            layer
+            for layer in layers
+            if not (own := [id(parameter) for parameter in layer.parameters()]) or not guarded.isdisjoint(own)
+        ]
         self._kept: list[Tensor] = []
         self.keep()
 

@@ -81,9 +81,10 @@ class UpdateClip(AbstractTransform):
             grad, state = target.parameter.grad, state_of(target)
             if grad is None or state is None or not grad.numel():
                 continue
-            divisor = self._rms(real(grad.resolve_conj()), state, target.group).clamp(min=1.0)
-            if divisor.device.type != "cpu" or bool(divisor > 1):  # host memory: reading it waits for nothing
-                _take_back_(target, state, 1.0 - 1.0 / divisor)
+            rms = self._rms(real(grad.resolve_conj()), state, target.group)
+            part = 1.0 - 1.0 / rms.clamp(min=1.0)
+            if part.device.type != "cpu" or bool(part != 0):  # host memory: reading it waits for nothing
+                _take_back_(target, state, part)
         return memory
 
     def _rms(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:

@@ -1,0 +1,229 @@
+"""The seams between a guard and the loop: the optimizers' step hooks, and the call in between."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from evengrad.guard._attributes import relaid
+from evengrad.guard._history import Row
+from evengrad.guard._ledger import Books, Ledger
+from evengrad.guard._outcome import Decided, Given
+from evengrad.guard._plan import Plan
+from evengrad.guard._rates import Rates, rates
+from evengrad.guard._rounds import Round
+from evengrad.guard._settings import averaged, has_closure, is_nested, owner, unscale
+from evengrad.guard._skips import LOGGER
+from evengrad.nouns import OptimizerError, SettingError, UnguardedStepWarning
+
+
+@final
+class Steps:
+    """Decide once per step, see the optimizers through it, and close it.
+
+    Args:
+        plan: What is guarded and how.
+        scaler: The loop's GradScaler; None for none.
+        books: Where steps are written down.
+        guard: Whose seams these are; the optimizers' hooks keep it alive.
+
+    Raises:
+        OptimizerError: An optimizer is guarded already.
+    """
+
+    def __init__(self, plan: Plan, scaler: Any, books: Books, guard: object) -> None:
+        if any(guard_of(optimizer) is not None for optimizer in plan.optimizers):
+            advice = "call detach() on the other guard"
+            raise OptimizerError("optimizer", came="one with a guard", wanted="one without", advice=advice)
+        self.plan, self.guard = plan, guard
+        self.count = 0
+        self.loss: Tensor | float | None = None
+        self.last: Decided | None = None
+        self.ledger = Ledger(books, plan.copied, plan.restore)
+        self._scaler, self._keeper = scaler, books.keeper
+        self._round: Round | None = None  # a decision whose steps have not all come yet
+        self._inside: Optimizer | None = None  # in whose step with a closure we are
+        self._in_closure: Decided | None = None
+        self._stepping: list[Optimizer] = []  # in whose step we are, or were when it raised
+        self._nested = 0  # steps inside of the step of the same optimizer
+        self._warned = self._said_relaid = False
+        self._rates = Rates()
+        before, after = (torch.compiler.disable(hook) for hook in (self.before, self.after))
+        self._hooks = [one.register_step_pre_hook(before) for one in plan.optimizers]
+        self._hooks += [one.register_step_post_hook(after) for one in plan.optimizers]
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are there."""
+        return bool(self._hooks)
+
+    def detach(self) -> None:
+        """Remove the hooks, clear away what is held, close what is open."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self.plan.apply.leave_all()
+        self._finish_unstepped()
+        self.ledger.drain(wait=True)
+
+    def forget(self) -> None:
+        """Forget a decision that no step has followed."""
+        self._round = None
+
+    def clip_(self) -> Decided:
+        """Decide now, before the step; in a closure for the step that is going on.
+
+        Raises:
+            OptimizerError: The guard is detached.
+        """
+        if not self._hooks:
+            raise OptimizerError("guard", came="a detached one", wanted="an attached one", advice="make a new Guard")
+        if self._inside is None:
+            self.plan.apply.leave_all()
+            self._finish_unstepped()
+        self._unscale_all()
+        decided = self._decided(fold=())
+        if self._inside is not None:
+            self._in_closure = decided
+            self.plan.apply.enter(decided, self._inside, _parameters(self._inside))
+        else:
+            self._round = Round(decided, self.plan.optimizers)
+        return decided
+
+    def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Decide, and prepare a step: the optimizer's pre-hook."""
+        if optimizer in self._stepping and is_nested(optimizer):
+            self._nested += 1
+            return
+        self._stepping, self._nested = [*(one for one in self._stepping if one is not optimizer), optimizer], 0
+        self.plan.apply.leave(optimizer)  # what a step that raised has left behind
+        self._rates.leave(optimizer)
+        self._inside = self._in_closure = None
+        self._rates.enter(optimizer, self.lr_factor)
+        if has_closure(args, kwargs):
+            self._inside, self._round = optimizer, None
+            return
+        if self._round is None or not self._round.is_for(optimizer):
+            self._finish_unstepped()
+            self._round = Round(self._decided_for(optimizer), self.plan.optimizers)
+        elif self._round.decided.known_skipped():
+            self._note_overflow(optimizer)
+        self._round.enter(optimizer)
+        self.plan.apply.enter(self._round.decided, optimizer, _parameters(optimizer))
+
+    def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Clear away, and close the step when it was the last under its decision: the optimizer's post-hook."""
+        if self._nested:
+            self._nested -= 1
+            return
+        self._stepping = [one for one in self._stepping if one is not optimizer]
+        self.plan.apply.leave(optimizer)
+        self._rates.leave(optimizer)
+        if self._inside is optimizer:
+            decided, self._inside, self._in_closure = self._in_closure, None, None
+            self._finish(decided)
+            self._warn_unguarded(optimizer, decided)
+            return
+        round_ = self._round
+        if round_ is not None:
+            round_.leave()
+            if round_.complete:
+                self._round = None
+                self._finish(round_.decided)
+
+    def _decided_for(self, optimizer: Optimizer) -> Decided:
+        """Decide when an optimizer's step begins, with what a GradScaler says to it."""
+        by, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        if len(self.plan.optimizers) == 1:
+            return self._decided(by, found_inf, fold=self.plan.optimizers)
+        if by is not None and not self._scaling:
+            raise SettingError("scaler", came="None, with several optimizers under one", wanted="the GradScaler")
+        if not self._scaling:
+            return self._decided(fold=self.plan.optimizers)
+        self._unscale_all()  # the others' gradients are still scaled: all are unscaled now, and none by its step
+        return replace(self._decided(None, found_inf, fold=self.plan.optimizers), unscaled=True)
+
+    def _decided(
+        self, by: Tensor | None = None, found_inf: Tensor | None = None, *, fold: Sequence[Optimizer]
+    ) -> Decided:
+        """Measure, decide, and change the gradients."""
+        self.plan.refresh()
+        for optimizer in self.plan.optimizers:
+            if relaid(optimizer) and not self._said_relaid:
+                self._said_relaid = True
+                LOGGER.warning("gradients laid out unlike their parameters: copied, for fused kernels misread them")
+        loss = averaged(self.loss) if self.plan.program.needs_loss else self.loss
+        decided = self.plan.apply.decide(self.plan.program, Given(loss=loss, by=by, found_inf=found_inf), fold)
+        self.loss = None
+        return decided
+
+    def _finish(self, decided: Decided | None) -> None:
+        """Close a step that has gone by."""
+        if decided is not None and not decided.known_skipped():
+            self.plan.program.after_()
+        row = Row(step=self.count, loss=self.loss, lrs=rates(self.plan.optimizers, self.lr_factor))
+        self.loss, self.last = None, decided
+        self.count += 1
+        self.ledger.add(row, decided, self.plan.names)
+
+    def _finish_unstepped(self) -> None:
+        """Close a decision that not all steps followed.
+
+        Where none did after a skip, a GradScaler has left the step out on an overflow; where the guard knows of no
+        scaler, it may as well be the loop that has left it out, for a fault.
+        """
+        round_, self._round = self._round, None
+        if round_ is None:
+            return
+        decided = round_.decided
+        if round_.begun:
+            self._finish(decided)
+        elif round_.untouched and decided.known_skipped() and decided.outcome is not None:
+            self._finish(Decided(outcome=replace(decided.outcome, overflow=self._scaling)))
+
+    def _note_overflow(self, optimizer: Optimizer) -> None:
+        """Tell a scaler's overflow from a fault, where `clip_()` has decided before the scaler's step."""
+        assert self._round is not None
+        outcome, found_inf = self._round.decided.outcome, getattr(optimizer, "found_inf", None)
+        if outcome is not None and found_inf is not None and bool(found_inf.detach().cpu().numpy() != 0):
+            self._round.decided = Decided(outcome=replace(outcome, overflow=True))
+
+    @property
+    def _scaling(self) -> bool:
+        return self._scaler is not None and bool(self._scaler.is_enabled())
+
+    def _unscale_all(self) -> None:
+        if self._scaling:
+            for optimizer in self.plan.optimizers:
+                unscale(self._scaler, optimizer)
+
+    @property
+    def lr_factor(self) -> float:
+        return 1.0 if self._keeper is None else self._keeper.lr_factor
+
+    def _warn_unguarded(self, optimizer: Optimizer, decided: Decided | None) -> None:
+        if decided is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(optimizer).__name__}.step(closure) makes its gradients inside the step, where the guard cannot "
+                "see them: call guard.clip_() in the closure, after backward()",
+                UnguardedStepWarning,
+                stacklevel=4,
+            )
+
+
+def guard_of(optimizer: Optimizer) -> object | None:
+    """Find the guard of an optimizer; None where it has none."""
+    for hook in getattr(optimizer, "_optimizer_step_pre_hooks", {}).values():
+        steps = owner(hook)
+        if isinstance(steps, Steps):
+            return steps.guard
+    return None
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
