@@ -153,6 +153,12 @@ def test_a_huge_norm_in_the_warm_up_does_not_end_the_clipping_for_good():
     assert mean == pytest.approx(1.0, rel=0.1)
 
 
+@pytest.mark.parametrize("when", [10, 60])
+def test_norms_that_cannot_be_squared_leave_no_trace(when):
+    norms = norms_with_spikes(4)[:100]
+    assert ran([*norms[:when], 1e19, *norms[when:]])[1:] == ran(norms)[1:]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -37,7 +37,7 @@ class ByZScore(AbstractPolicy):
     Raises:
         SettingError: A setting is out of range.
 
-    Cost: About forty operations, all but ten on single numbers.
+    Cost: About forty operations, all but seven on single numbers: 0.03 ms in NumPy.
 
     Example:
         >>> import numpy as np

@@ -16,8 +16,11 @@ SMALL = 2**15  # elements up to which copying a tensor into a stack is cheaper t
 BLOCK = 2**20  # elements that are stacked at a time: they stay in the cache until they are read
 FEW = 8  # tensors of a shape below which a stack does not pay
 TINY = 512  # elements that torch's own norm adds up well enough: off by 5e-7 at most
+LARGE = 2**20  # elements from which several threads of torch are quicker than one of BLAS
+DOTS = hasattr(np, "vecdot")  # NumPy 2: a dot product for each row, with half the overhead of an operation of torch
 
 Norms64 = NDArray[np.float64]
+Kept = tuple[torch.dtype, bool]  # dtype of rows, and whether they are squares already
 Fill = Callable[[Sequence[Tensor | None]], None]
 
 
@@ -47,8 +50,14 @@ class Group:
 
     places: list[int]
     rows_each: int
-    is_wide: bool
+    dtype: torch.dtype
     make: Callable[[list[int], Tensor, Tensor, float], Fill]
+    dots: bool = False
+
+    @property
+    def kept_in(self) -> "Kept":
+        """Where its rows are kept."""
+        return torch.float64 if self.dtype in (torch.float64, torch.complex128) else torch.float32, self.dots
 
 
 @final
@@ -68,26 +77,24 @@ class Rows:
 
     def __init__(self, tensors: Sequence[Tensor], norm_type: float) -> None:
         self._order = norm_type
-        groups = grouped([kind_of(tensor) for tensor in tensors])
+        groups = grouped([kind_of(tensor) for tensor in tensors], dots=DOTS and norm_type == 2)
         lengths = [group.rows_each for group in groups for _ in group.places]
-        rows = sum(lengths)
-        self._rows = torch.zeros(rows, dtype=torch.float32)
-        self._wide = torch.zeros(rows, dtype=torch.float64) if any(group.is_wide for group in groups) else None
-        self._numbers: Any = self._rows.numpy()
-        self._squares = np.empty(rows, dtype=np.float64)
+        kept = {group.kept_in: torch.zeros(sum(lengths), dtype=group.kept_in[0]) for group in groups}
+        self._kept: list[tuple[Any, bool]] = [(rows.numpy(), squares) for (_, squares), rows in kept.items()]
         self._starts = np.cumsum([0, *lengths])[:-1].astype(np.intp)
+        self._sums = np.zeros(sum(lengths), dtype=np.float64)
         order = [place for group in groups for place in group.places]
         self._where = np.full(len(tensors), len(order), dtype=np.intp)  # empty tensors: the 0 at the end
         self._where[order] = np.arange(len(order))
+        self._norms = np.zeros(len(order) + 1)
         self._fills: list[Fill] = []
         self._checked: list[tuple[int, torch.dtype]] = []  # a stack would cast another dtype without a word
         start = 0
         for group in groups:
             end = start + group.rows_each * len(group.places)
-            target = self._wide if group.is_wide and self._wide is not None else self._rows
             first = tensors[group.places[0]]
-            self._fills.append(group.make(group.places, first, target[start:end], norm_type))
-            if len(group.places) > 1:
+            self._fills.append(group.make(group.places, first, kept[group.kept_in][start:end], norm_type))
+            if len(group.places) > 1 or group.dots:
                 self._checked.append((group.places[0], first.dtype))
             start = end
 
@@ -97,46 +104,56 @@ class Rows:
             tensor = tensors[place]
             if tensor is not None and tensor.dtype is not dtype:
                 raise RuntimeError("another dtype than planned for")
-        for fill in self._fills:
-            fill(tensors)
-        if not len(self._starts):
-            return np.zeros(len(tensors))
-        numbers = self._numbers if self._wide is None else self._numbers + self._wide.numpy()  # each row is in one
-        return np.append(self._together(numbers), 0.0)[self._where]
+        with np.errstate(all="ignore"):  # what is not finite is what is looked for
+            for fill in self._fills:
+                fill(tensors)
+            if len(self._starts):
+                self._norms[:-1] = self._together()
+        return self._norms[self._where]
 
-    def _together(self, numbers: Any) -> Norms64:
-        if self._order == np.inf:
-            return np.maximum.reduceat(numbers, self._starts).astype(np.float64)
-        if self._order == 2:
-            np.multiply(numbers, numbers, out=self._squares, dtype=np.float64)
-            return np.sqrt(np.add.reduceat(self._squares, self._starts))
-        np.power(numbers, self._order, out=self._squares, dtype=np.float64)
-        return np.add.reduceat(self._squares, self._starts) ** (1 / self._order)
+    def _together(self) -> Norms64:
+        """Put the rows of each tensor together; each row is in one of the vectors, and 0 in the others."""
+        power, sums = self._order, self._sums
+        if power == np.inf:
+            np.maximum.reduce([rows for rows, _ in self._kept], axis=0, out=sums)
+            return np.maximum.reduceat(sums, self._starts)
+        for number, (rows, squares) in enumerate(self._kept):
+            values = rows if squares else _powers(rows, power)
+            np.copyto(sums, values) if number == 0 else np.add(sums, values, out=sums)
+        totals: Norms64 = np.add.reduceat(sums, self._starts)
+        return np.sqrt(totals) if power == 2 else totals ** (1 / power)
 
 
-def grouped(kinds: Sequence[Kind]) -> list[Group]:
+def _powers(rows: Any, power: float) -> Norms64:
+    wide: Norms64 = rows.astype(np.float64)
+    return np.multiply(wide, wide, out=wide) if power == 2 else np.power(wide, power, out=wide)
+
+
+def grouped(kinds: Sequence[Kind], *, dots: bool) -> list[Group]:
     """Decide which tensors are measured together, and how."""
     alike: dict[Kind, list[int]] = defaultdict(list)
     tiny: dict[torch.dtype, list[int]] = defaultdict(list)
     groups: list[Group] = []
+    alone = torch.get_num_threads() == 1
     for place, kind in enumerate(kinds):
-        is_wide = kind.dtype in (torch.float64, torch.complex128)
         if not kind.plain:
-            groups.append(Group(places=[place], rows_each=1, is_wide=is_wide, make=_any))
+            groups.append(Group(places=[place], rows_each=1, dtype=kind.dtype, make=_any))
         elif kind.numel:
             alike[kind].append(place)
     for kind, places in alike.items():
-        is_wide, length = kind.dtype == torch.float64, row_length(kind.numel)
+        length = row_length(kind.numel)
+        dotted = dots and kind.dtype in (torch.float32, torch.float64) and (alone or kind.numel <= LARGE)
         if len(places) >= FEW and length:
-            rows = kind.numel // length
-            groups.append(Group(places=places, rows_each=rows, is_wide=is_wide, make=_stack))
-        elif kind.numel <= TINY:
+            make, rows = _stack, kind.numel // length
+            groups.append(Group(places=places, rows_each=rows, dtype=kind.dtype, make=make, dots=dotted))
+        elif kind.numel <= TINY and not dotted:
             tiny[kind.dtype] += places
         else:
             rows = kind.numel // length if length else -(-kind.numel // ROW)
-            groups += [Group(places=[place], rows_each=rows, is_wide=is_wide, make=_one) for place in places]
+            make = _dot if dotted else _one
+            groups += [Group(places=[one], rows_each=rows, dtype=kind.dtype, make=make, dots=dotted) for one in places]
     for dtype, places in tiny.items():
-        groups.append(Group(places=places, rows_each=1, is_wide=dtype == torch.float64, make=_list))
+        groups.append(Group(places=places, rows_each=1, dtype=dtype, make=_list))
     return groups
 
 
@@ -167,6 +184,28 @@ def _one(places: list[int], first: Tensor, rows: Tensor, order: float) -> Fill:
             line = tensor.view(-1)
             norm(line[:whole].view(-1, length), order, 1, dtype=dtype, out=full)
             norm(line[whole:].view(1, -1), order, 1, dtype=dtype, out=rest)
+
+    return fill
+
+
+def _dot(places: list[int], first: Tensor, rows: Tensor, order: float) -> Fill:
+    """Measure one tensor without gaps by the dot product of each row with itself."""
+    place, numel = places[0], first.numel()
+    length = row_length(numel) or ROW
+    whole = numel - numel % length
+    squares = rows.numpy()
+    full, rest = squares[: whole // length], squares[whole // length :]
+
+    def fill(tensors: Sequence[Tensor | None]) -> None:
+        tensor = tensors[place]
+        if tensor is None:
+            squares[:] = 0
+            return
+        line = tensor.detach().view(numel).numpy()  # fails where there are gaps
+        lines = line[:whole].reshape(-1, length)
+        np.vecdot(lines, lines, out=full)
+        if whole < numel:
+            np.vecdot(line[None, whole:], line[None, whole:], out=rest)
 
     return fill
 
@@ -216,12 +255,16 @@ def _stack(places: list[int], first: Tensor, rows: Tensor, order: float) -> Fill
     length = row_length(first.numel())
     rows = rows.view(len(places), -1)
     norm, dtype = torch.linalg.vector_norm, rows.dtype
+    dots = DOTS and order == 2 and first.dtype == dtype
 
     def measure(found: list[Tensor], out: Tensor) -> None:
         for start in range(0, len(found), block):
             part = found[start : start + block]
-            stacked = torch.stack(part, out=buffer[: len(part)])
-            norm(stacked.view(len(part), -1, length), order, 2, dtype=dtype, out=out[start : start + block])
+            lines = torch.stack(part, out=buffer[: len(part)]).view(len(part), -1, length)
+            if dots:
+                np.vecdot(lines.numpy(), lines.numpy(), out=out[start : start + block].numpy())
+            else:
+                norm(lines, order, 2, dtype=dtype, out=out[start : start + block])
 
     def fill(tensors: Sequence[Tensor | None]) -> None:
         found = [tensor for place in places if (tensor := tensors[place]) is not None]

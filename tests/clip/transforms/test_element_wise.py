@@ -55,6 +55,17 @@ def test_by_value_equals_clip_grad_value_to_the_bit(max_value, dtype, targets_of
         assert one.reshape(-1).view(torch.uint8).tolist() == other.reshape(-1).view(torch.uint8).tolist()
 
 
+def test_on_an_accelerator_clip_grad_value_gets_what_it_takes_and_no_more(monkeypatch, targets_of):
+    given = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_value_", lambda parameters, value: given.append((parameters, value)))
+    dtypes = (torch.float32, torch.complex64, torch.bfloat16, torch.float16)
+    bag = Bag(*(torch.empty(3, dtype=dtype, device="meta") for dtype in dtypes))
+    ByValue(1e5).before_(targets_of(bag, torch.optim.SGD(bag.parameters(), lr=1.0)), {})
+    ((parameters, value),) = given
+    assert [parameter.dtype for parameter in parameters] == [torch.float32, torch.bfloat16]
+    assert value == 1e5
+
+
 def test_by_value_equals_optax_clip(targets_of):
     grads = [filled((7, 5), 1), filled((3,), 2)]
     wanted, _ = optax.clip(0.5).update([grad.numpy() for grad in grads], optax.EmptyState())
@@ -81,12 +92,13 @@ def test_inhibit_is_its_formula_in_float64(limit, curve, formula, targets_of):
         assert float(one.abs().max()) <= limit * (1 + 1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("curve", ["tanh", "softsign"])
-def test_inhibit_in_half_precision_rounds_once(curve, targets_of):
-    grad = filled((500,), 1, torch.float16)
+def test_inhibit_in_half_precision_rounds_once(curve, dtype, targets_of):
+    grad = filled((500,), 1, dtype)
     (half,), _ = changed(Inhibit(0.3, curve=curve), targets_of, grad)
     (single,), _ = changed(Inhibit(0.3, curve=curve), targets_of, grad.float())
-    assert torch.equal(half, single.half())
+    assert torch.equal(half, single.to(dtype))
 
 
 def test_inhibit_decides_what_is_not_finite(targets_of):

@@ -184,6 +184,7 @@ def test_on_an_accelerator_nothing_is_read_on_the_host(transform, monkeypatch, t
         nn.ConvTranspose1d(4, 4, 3, groups=2),
         nn.LayerNorm(4),
         nn.Linear(4, 40000, dtype=torch.float16),
+        nn.Linear(2, 2, dtype=torch.complex64),
     ).to("meta")
     optimizer = torch.optim.AdamW(model.parameters())
     targets = targets_of(model, optimizer)
