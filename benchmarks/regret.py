@@ -217,7 +217,7 @@ def trainings(*, quick: bool) -> Iterator[Training]:
     if quick:
         made = [made[3], made[13], made[17]]
     for job, drill, kind in made:
-        steps = 60 if quick else steps_of(job.name)
+        steps = 120 if quick else steps_of(job.name)
         seeds = (0,) if quick else (0, 1) if job.name.startswith(COSTLY) else (0, 1, 2)
         name = f"{job.name}, {drill}" if drill else job.name
         yield Training(name=name, run=partial(run_job, replace(job, steps=steps), drill), seeds=seeds, kind=kind)

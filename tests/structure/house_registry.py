@@ -33,6 +33,7 @@ REGISTRIES = (
     # Combined is made of members: `make` builds a treatment from a name and plain settings, and treatments are none.
     Registry(base="AbstractTreatment", folder="treat", file="_make.py", left_out=("Combined",)),
     Registry(base="AbstractPolicy", folder="clip", file="_choice.py"),
+    Registry(base="AbstractTransform", folder="clip/transforms", file="_all.py"),
 )
 
 

@@ -80,16 +80,23 @@ def targets_of(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[Target
     return list(found.values())
 
 
-def groups(optimizers: Sequence[Optimizer]) -> list[list[Tensor]]:
-    """List the parameters of each group."""
-    return [list(group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
+Groups = list[tuple[dict[str, Any], list[Tensor]]]
 
 
-def regrouped(known: list[list[Tensor]], optimizers: Sequence[Optimizer]) -> bool:
-    """Tell whether a parameter was added, taken away or replaced by another since; cheap, for every step."""
-    now = [group["params"] for optimizer in optimizers for group in optimizer.param_groups]
+def groups(optimizers: Sequence[Optimizer]) -> Groups:
+    """List the groups and the parameters of each."""
+    return [(group, list(group["params"])) for optimizer in optimizers for group in optimizer.param_groups]
+
+
+def regrouped(known: Groups, optimizers: Sequence[Optimizer]) -> bool:
+    """Tell whether a parameter was added, taken away or replaced by another since; cheap, for every step.
+
+    Also whether a group is another one: loading an optimizer's state makes new ones.
+    """
+    now = [group for optimizer in optimizers for group in optimizer.param_groups]
     return len(known) != len(now) or not all(
-        len(old) == len(new) and all(map(is_, old, new)) for old, new in zip(known, now, strict=True)
+        old is new and len(held) == len(new["params"]) and all(map(is_, held, new["params"]))
+        for (old, held), new in zip(known, now, strict=True)
     )
 
 

@@ -59,12 +59,14 @@ class OnDevice(AbstractApply):
         total = decision.norm if own_P is norms_P else total_norm(norms_P)
         skip = decision.skip | overflow | ~torch.isfinite(total)
         factor = torch.where(skip, torch.ones_like(decision.scale), decision.scale)
-        states: list[Any] = [decision.state]
+        unsaid = overflow | ~torch.isfinite(total)  # a skip that is not the policy's: it may remember its own
+        states: list[Any] = [_select(unsaid, program.states[0], decision.state)]
         smallest = factor.min().reshape(1)
         unscaled = bool(program.rest) and given.by is not None
         if program.rest:
             factor, skip, smallest = self._go_on(program, given, signals, (factor, skip, smallest, states))
-        program.states = [_select(skip, old, new) for old, new in zip(program.states, states, strict=True)]
+        pairs = zip(program.states[1:], states[1:], strict=True)
+        program.states = [states[0], *(_select(skip, old, new) for old, new in pairs)]
         folded = self._fold and len(factor) == 1 and bool(fold) and all(can_fold_now(optimizer) for optimizer in fold)
         if not folded:
             scale_by_([parameter.grad for parameter in program.parameters], factor)

@@ -68,6 +68,8 @@ class OnHost(AbstractApply):
                 smallest *= rest
             if not skip:
                 program.states = states
+        elif not found_inf and bool(decision.skip[0]):
+            program.states = [decision.state, *program.states[1:]]  # a policy may remember what it has left out
         outcome = Outcome(
             norms_P=norms_P,
             total=total,

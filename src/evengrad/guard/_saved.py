@@ -107,13 +107,12 @@ def _policy_state(
 
 def _transform_memory(part: Part, old: Any, start: Any) -> Memory:
     """Carry what is there by name; every tensor must be of the shape that it starts with."""
-    result: Memory = {}
+    result: Memory = {**{key: value.clone() for key, value in old.items() if ":" in key}, **start}
     for key, fresh in start.items():
         value = old.get(key)
         if value is None:
             if ":" not in key:
                 raise ValueError(f"{type(part).__name__} has no {key}")
-            result[key] = fresh
             continue
         if value.shape != fresh.shape:
             raise ValueError(f"{key} has the shape {tuple(value.shape)}, not {tuple(fresh.shape)}")

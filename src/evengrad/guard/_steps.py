@@ -101,11 +101,10 @@ class Steps:
             return
         self._stepping, self._nested = [*(one for one in self._stepping if one is not optimizer), optimizer], 0
         self.plan.apply.leave(optimizer)  # what a step that raised has left behind
-        self._rates.leave(optimizer)
         self._inside = self._in_closure = None
-        self._rates.enter(optimizer, self.lr_factor)
         if has_closure(args, kwargs):
             self._inside, self._round = optimizer, None
+            self._rates.enter([optimizer], self.lr_factor)
             return
         if self._round is None or not self._round.is_for(optimizer):
             self._finish_unstepped()
@@ -122,7 +121,6 @@ class Steps:
             return
         self._stepping = [one for one in self._stepping if one is not optimizer]
         self.plan.apply.leave(optimizer)
-        self._rates.leave(optimizer)
         if self._inside is optimizer:
             decided, self._inside, self._in_closure = self._in_closure, None, None
             self._finish(decided)
@@ -156,6 +154,8 @@ class Steps:
             if relaid(optimizer) and not self._said_relaid:
                 self._said_relaid = True
                 LOGGER.warning("gradients laid out unlike their parameters: copied, for fused kernels misread them")
+        if self._inside is None:
+            self._rates.enter(self.plan.optimizers, self.lr_factor)
         loss = averaged(self.loss) if self.plan.program.needs_loss else self.loss
         decided = self.plan.apply.decide(self.plan.program, Given(loss=loss, by=by, found_inf=found_inf), fold)
         self.loss = None
@@ -165,6 +165,7 @@ class Steps:
         """Close a step that has gone by."""
         if decided is not None and not decided.known_skipped():
             self.plan.program.after_()
+        self._rates.leave()
         row = Row(step=self.count, loss=self.loss, lrs=rates(self.plan.optimizers, self.lr_factor))
         self.loss, self.last = None, decided
         self.count += 1
@@ -177,6 +178,7 @@ class Steps:
         scaler, it may as well be the loop that has left it out, for a fault.
         """
         round_, self._round = self._round, None
+        self._rates.leave()
         if round_ is None:
             return
         decided = round_.decided

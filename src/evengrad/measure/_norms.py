@@ -70,9 +70,9 @@ class Norms:
         """
         host, elsewhere = self._measured()
         if elsewhere is None:
-            return torch.from_numpy(_narrow(host))
+            return torch.from_numpy(host)
         if self._on_host is not None:  # mixed devices
-            elsewhere = elsewhere + torch.from_numpy(_narrow(host)).to(elsewhere.device, non_blocking=True)
+            elsewhere = elsewhere + torch.from_numpy(host).to(elsewhere.device, non_blocking=True)
         return elsewhere
 
     def squared(self) -> Tensor:
@@ -80,15 +80,15 @@ class Norms:
         norms = self.norms()
         return norms * norms
 
-    def on_host(self) -> NDArray[np.float64]:
-        """Measure the norms as an array on the host, shape (P,), float64.
+    def on_host(self) -> NDArray[np.float32]:
+        """Measure the norms as an array on the host, shape (P,), float32.
 
         Cost: On a CPU less than `norms`; with parameters on an accelerator it waits for the device.
         """
         host, elsewhere = self._measured()
         return host if elsewhere is None else host + elsewhere.cpu().numpy()
 
-    def _measured(self) -> tuple[NDArray[np.float64], Tensor | None]:
+    def _measured(self) -> tuple[NDArray[np.float32], Tensor | None]:
         with torch.no_grad():
             tensors = self._parameters if self._weights else [parameter.grad for parameter in self._parameters]
             if self._device is None:
@@ -111,11 +111,11 @@ class Norms:
         if there:
             self._elsewhere = (Lists([kinds[place] for place in there], self._order, self._device), there)
 
-    def _parts(self, tensors: Sequence[Tensor | None]) -> tuple[NDArray[np.float64], Tensor | None]:
+    def _parts(self, tensors: Sequence[Tensor | None]) -> tuple[NDArray[np.float32], Tensor | None]:
         """Measure what is on the host and what is elsewhere; each with 0 in the other's places."""
         if self._elsewhere is None and self._on_host is not None:
             return self._on_host[0].norms(tensors), None
-        host = np.zeros(len(tensors))
+        host = np.zeros(len(tensors), dtype=np.float32)
         if self._on_host is not None:
             rows, here = self._on_host
             host[here] = rows.norms([tensors[place] for place in here])
@@ -131,8 +131,3 @@ class Norms:
 def first_accelerator(tensors: Sequence[Tensor]) -> torch.device:
     """Return the first device that is not the host's; the host where there is none."""
     return next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), torch.device("cpu"))
-
-
-def _narrow(norms: NDArray[np.float64]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # a norm that is too large for float32 is infinite
-        return norms.astype(np.float32)

@@ -98,7 +98,7 @@ class Rows:
                 self._checked.append((group.places[0], first.dtype))
             start = end
 
-    def norms(self, tensors: Sequence[Tensor | None]) -> NDArray[np.float64]:
+    def norms(self, tensors: Sequence[Tensor | None]) -> NDArray[np.float32]:
         """Measure; the norm of what is not there, or empty, is 0."""
         for place, dtype in self._checked:
             tensor = tensors[place]
@@ -109,7 +109,7 @@ class Rows:
                 fill(tensors)
             if len(self._starts):
                 self._norms[:-1] = self._together()
-        return self._norms[self._where]
+            return self._norms[self._where].astype(np.float32)  # infinite where it is too large
 
     def _together(self) -> Norms64:
         """Put the rows of each tensor together; each row is in one of the vectors, and 0 in the others."""
