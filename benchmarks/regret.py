@@ -7,7 +7,9 @@ averaged and a learning rate as much smaller, which is the same training, and th
 steps: gradients multiplied in a few steps ("x10": the drills of `default_policy.py`), and the character model at three
 times its learning rate with bad batches. Set up wrong: a network drawn so that it explodes, as in `thresholds.py`; a
 plain recurrent network whose recurrent weights are half as large again as orthogonal ones; two learning rates ten times
-too high. Guards apply the policies; candidates for the default are shown beside them.
+too high. Guards apply the
+policies. Beside them, candidates for the default: ByZScore with other floors, with a threshold of 1 on top, and, with
+SGD, with a step bounded by the loss (`PolyakStep`).
 
 Reached, on data held back, means of the models after the last five times ten steps: accuracy, R2, or for the character
 model 1 - loss / loss of guessing by how frequent letters are. All are 1 at best and 0 for a guess; less counts as 0.
@@ -24,6 +26,7 @@ and few steps of few trainings, to see that it runs. One thread; about fifteen m
 
 import argparse
 import json
+import logging
 import math
 import platform
 import statistics
@@ -31,8 +34,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import ClassVar, final
 
 import torch
+from array_api_compat import array_namespace
 from default_policy import Job, Reader, bad_steps, convolutional, copying, digits, jobs, loss_of, reached_by
 from default_policy import deep as network
 from spikes import Speller, batch_of, corpus, held_back
@@ -44,6 +49,7 @@ from torch.nn import functional
 from evengrad.clip import (
     ALL,
     AbstractPolicy,
+    Array,
     ByBlockRms,
     ByGlobalNorm,
     ByMovingAverage,
@@ -54,9 +60,13 @@ from evengrad.clip import (
     ByWeightNorm,
     ByZScore,
     Chain,
+    Decision,
     NormalizedGradient,
+    Signals,
     SkipNonFinite,
+    State,
     ZClip,
+    total_norm,
 )
 from evengrad.guard import Guard
 
@@ -76,14 +86,57 @@ POLICIES: dict[str, AbstractPolicy] = {
     "NormalizedGradient": NormalizedGradient(),
     "ZClip": ZClip(),
 }
-CANDIDATES: dict[str, AbstractPolicy] = {
+KINDS = ("healthy", "bad steps", "set up wrong")
+NO_SIGNALS = Signals()
+SUMMED = "loss summed"
+COPIES = {"SkipNonFinite": "norm inf", "ByGlobalNorm": "norm 1"}  # what is in the grid already
+WITHOUT_SGD = {"and Polyak": "ByZScore", "0.1 and Polyak": "floor 0.1", "0.5 and Polyak": "floor 0.5"}  # the same there
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolyakStep(AbstractPolicy):
+    """Scale all gradients so that lr * N^2, by which a step of plain descent promises to lower the loss, is no more.
+
+    No loss that counts errors falls below 0. A loss of 0 or less, and one that nobody handed over, bounds nothing.
+    Source: Loizou, Vaswani, Laradji and Lacoste-Julien, 2021, arXiv:2002.10542, SPS_max with c = 1.
+    """
+
+    lr: float
+
+    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+
+    def init(self, count: int, *, like: Array = None) -> State:
+        """Make the state: there is none."""
+        return {}
+
+    def __call__(self, norms_P: Array, state: State, signals: Signals = NO_SIGNALS) -> Decision:
+        """Decide one step."""
+        xp = array_namespace(norms_P)
+        norm = total_norm(norms_P)
+        finite = xp.isfinite(norm)
+        counts = finite & (norm > 0.0) & (signals.loss > 0.0)
+        usable = xp.where(counts, norm, 1.0)
+        share = signals.loss / self.lr / usable / usable
+        return Decision(norm=norm, scale=xp.where(counts & (share < 1.0), share, 1.0), skip=~finite, state=state)
+
+
+def with_polyak(policy: AbstractPolicy, optimizer: torch.optim.Optimizer) -> AbstractPolicy:
+    """Bound the step by the loss too, where the step is the learning rate times the gradient."""
+    if not isinstance(optimizer, torch.optim.SGD):
+        return policy
+    return Chain(policy, PolyakStep(lr=optimizer.param_groups[0]["lr"]))
+
+
+Clip = AbstractPolicy | Callable[[torch.optim.Optimizer], AbstractPolicy]
+CANDIDATES: dict[str, Clip] = {
     "floor 0.1": ByZScore(std_floor=0.1),
     "floor 0.5": ByZScore(std_floor=0.5),
     "and norm 1": Chain(ByZScore(), ByGlobalNorm(1.0)),
+    "and Polyak": partial(with_polyak, ByZScore()),
+    "0.1 and Polyak": partial(with_polyak, ByZScore(std_floor=0.1)),
+    "0.5 and Polyak": partial(with_polyak, ByZScore(std_floor=0.5)),
 }
-KINDS = ("healthy", "bad steps", "set up wrong")
-SUMMED = "loss summed"
-COPIES = {"SkipNonFinite": "norm inf", "ByGlobalNorm": "norm 1"}  # what is in the grid already
 assert {type(policy) for policy in POLICIES.values()} == set(ALL)
 
 
@@ -92,7 +145,7 @@ class Training:
     """A training: how to run it with a policy and a seed, its seeds, and what is wrong with it."""
 
     name: str
-    run: Callable[[AbstractPolicy, int], "Run"]
+    run: Callable[[Clip, int], "Run"]
     seeds: tuple[int, ...]
     kind: str
 
@@ -126,7 +179,7 @@ Step = Callable[[int], Tensor]
 def followed(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    policy: AbstractPolicy,
+    clip: Clip,
     *,
     steps: int,
     loss_at: Step,
@@ -135,6 +188,7 @@ def followed(
     """Train under a guard."""
     found: list[float] = []
     largest = 0.0
+    policy = clip if isinstance(clip, AbstractPolicy) else clip(optimizer)
     with Guard(model, optimizer, clip=policy, max_consecutive_skips=steps) as guard:
         for step in range(steps):
             optimizer.zero_grad()
@@ -147,7 +201,7 @@ def followed(
         return Run(reached=statistics.fmean(found), largest=largest, clips=guard.clips, skips=guard.skips)
 
 
-def run_job(job: Job, drill: str, policy: AbstractPolicy, seed: int) -> Run:
+def run_job(job: Job, drill: str, clip: Clip, seed: int) -> Run:
     torch.manual_seed(seed)
     model, (inputs, targets) = job.model(), job.data
     known, generator = len(inputs) * 3 // 4, torch.Generator().manual_seed(seed)
@@ -159,10 +213,10 @@ def run_job(job: Job, drill: str, policy: AbstractPolicy, seed: int) -> Run:
         return loss_of(model(inputs[part]), targets[part]) * (factor if step in bad else 1.0)
 
     reached = partial(reached_by, model, inputs[known:], targets[known:])
-    return followed(model, job.optimizer(model.parameters()), policy, steps=job.steps, loss_at=loss_at, reached=reached)
+    return followed(model, job.optimizer(model.parameters()), clip, steps=job.steps, loss_at=loss_at, reached=reached)
 
 
-def run_text(lr: float, steps: int, bad: bool, policy: AbstractPolicy, seed: int) -> Run:
+def run_text(lr: float, steps: int, bad: bool, clip: Clip, seed: int) -> Run:
     torch.manual_seed(seed)
     model, generator = Speller(corpus()[2]), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
@@ -174,7 +228,7 @@ def run_text(lr: float, steps: int, bad: bool, policy: AbstractPolicy, seed: int
     def reached() -> float:
         return 1 - held_back(model) / guessing()
 
-    return followed(model, optimizer, policy, steps=steps, loss_at=loss_at, reached=reached)
+    return followed(model, optimizer, clip, steps=steps, loss_at=loss_at, reached=reached)
 
 
 @cache
@@ -237,8 +291,9 @@ def rows_of(training: Training, seed: int) -> Iterator[Row]:
         free = made.get("norm inf")
         never = free is not None and free.skips == 0 and free.largest < threshold / 1.001
         made[f"norm {threshold:g}"] = free if never else training.run(ByGlobalNorm(threshold), seed)
-    for name, policy in (POLICIES | CANDIDATES).items():
-        made[name] = made[COPIES[name]] if name in COPIES else training.run(policy, seed)
+    copies = COPIES if "SGD" in training.name else COPIES | WITHOUT_SGD
+    for name, clip in (POLICIES | CANDIDATES).items():
+        made[name] = made[copies[name]] if name in copies else training.run(clip, seed)
     for name, run in made.items():
         counts = {"clips": run.clips, "skips": run.skips}
         yield Row(training=training.name, kind=training.kind, policy=name, seed=seed, reached=run.reached, **counts)
@@ -302,10 +357,10 @@ def total_of(rows: Sequence[Row], policy: str) -> Total:
 def show(rows: Sequence[Row]) -> list[Total]:
     names = list(dict.fromkeys(row.training for row in rows))
     shown = [*POLICIES, *CANDIDATES]
-    print(f"\n{'regret in %':24}" + "".join(f"{policy:>19}" for policy in shown))
-    for name in names:
-        found = [statistics.fmean(regrets(rows, name, policy, fair=False)) for policy in shown]
-        print(f"{name:24}" + "".join(f"{regret:19.1f}" for regret in found))
+    print(f"\n{'regret in %':20}" + "".join(f"{number:7}" for number in range(1, len(names) + 1)))
+    for policy in shown:
+        found = [statistics.fmean(regrets(rows, name, policy, fair=False)) for name in names]
+        print(f"{policy:20}" + "".join(f"{regret:7.1f}" for regret in found))
     constants = [f"norm {threshold:g}" for threshold in GRID]
     every = sorted((total_of(rows, policy) for policy in [*constants, *shown]), key=lambda total: total.mean)
     heads = ("mean", "+-", *KINDS, "fair", "worst", "above 1 %")
@@ -318,13 +373,13 @@ def show(rows: Sequence[Row]) -> list[Total]:
 
 
 def trained(*, quick: bool) -> list[Row]:
-    print(f"{'training':24}{'seeds':>6}{'best':>11}{'reached':>9}{'none':>9}{'ByZScore':>10}")
+    print(f"{'':4}{'training':24}{'seeds':>6}{'best':>11}{'reached':>9}{'none':>9}{'ByZScore':>10}")
     rows: list[Row] = []
-    for training in trainings(quick=quick):
+    for number, training in enumerate(trainings(quick=quick), 1):
         for seed in training.seeds:
             rows += rows_of(training, seed)
         best, of = best_in(rows, training.name), partial(reached_in, rows, training.name)
-        head = f"{training.name:24}{len(training.seeds):>6}{best:>11}"
+        head = f"{number:>2}  {training.name:24}{len(training.seeds):>6}{best:>11}"
         print(f"{head}{of(best):9.3f}{of('norm inf'):9.3f}{of('ByZScore'):10.3f}", flush=True)
     return rows
 
@@ -335,6 +390,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("evengrad").setLevel(logging.ERROR)  # thousands of skipped steps are expected
     rows = trained(quick=given.quick)
     totals = show(rows)
     if given.output is not None:

@@ -35,7 +35,7 @@ class AbstractApply(ABC):
         """
 
     @abstractmethod
-    def enter(self, decided: Decided, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    def enter(self, decided: Decided, optimizer: Optimizer) -> None:
         """Prepare an optimizer's step: so that it does nothing when it is to be left out."""
 
     @abstractmethod
@@ -54,11 +54,16 @@ class Held:
     def __init__(self) -> None:
         self._held: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
-    def hold(self, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    @property
+    def there(self) -> bool:
+        """Whether there are any."""
+        return bool(self._held)
+
+    def hold(self, optimizer: Optimizer) -> None:
         """Take the gradients of an optimizer's parameters away."""
         self.release(optimizer)
         held = self._held[id(optimizer)] = []
-        for parameter in parameters:
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             if parameter.grad is not None:
                 held.append((parameter, parameter.grad))
                 parameter.grad = None

@@ -45,6 +45,11 @@ class Attributes:
     def __init__(self) -> None:
         self._before: dict[int, tuple[Optimizer, dict[str, Any], dict[str, Any]]] = {}
 
+    @property
+    def there(self) -> bool:
+        """Whether any are set."""
+        return bool(self._before)
+
     def set(self, optimizer: Optimizer, **values: Tensor | None) -> None:
         """Set attributes of an optimizer, until `restore`."""
         before = {name: optimizer.__dict__.get(name, ABSENT) for name in values}
@@ -84,7 +89,9 @@ def relaid(optimizer: Optimizer) -> int:
             continue
         for parameter in group["params"]:
             grad = parameter.grad
-            if grad is not None and grad.stride() != parameter.stride() and grad.layout is torch.strided:
+            if grad is None or (grad.is_contiguous() and parameter.is_contiguous()):
+                continue
+            if grad.stride() != parameter.stride() and grad.layout is torch.strided:
                 fresh = torch.empty_like(parameter, dtype=grad.dtype, memory_format=torch.preserve_format)
                 parameter.grad = fresh.copy_(grad)
                 count += 1

@@ -53,7 +53,7 @@ class OnDevice(AbstractApply):
             own_P = norms_P / by if own_P is norms_P else own_P / by
             norms_P = own_P if order(first) == 2.0 else norms_P / by
         loss_1 = _as_vector(given.loss, norms_P)
-        signals = program.signals(loss_1)
+        signals = program.signals_with(loss_1)
         decision = first(own_P, program.states[0], signals)
         overflow = _flag(given.found_inf, norms_P)
         total = decision.norm if own_P is norms_P else total_norm(norms_P)
@@ -78,13 +78,13 @@ class OnDevice(AbstractApply):
             unscaled=unscaled,
         )
 
-    def enter(self, decided: Decided, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    def enter(self, decided: Decided, optimizer: Optimizer) -> None:
         """Prepare an optimizer's step: so that it does nothing when it is to be left out."""
         assert decided.skip is not None
         if can_fold_now(optimizer):
             self._attributes.set(optimizer, grad_scale=_grad_scale(decided, optimizer), found_inf=decided.skip)
         elif bool(decided.skip):  # waits
-            self._held.hold(optimizer, parameters)
+            self._held.hold(optimizer)
         elif can_fold(optimizer) and decided.unscaled:
             self._attributes.set(optimizer, grad_scale=None)
 

@@ -50,8 +50,8 @@ class OnHost(AbstractApply):
         own_P = norms_P if order(first) == 2.0 else program.measured(order(first))
         if by != 1.0:
             norms_P, own_P = norms_P / np.float32(by), own_P / np.float32(by)
-        signals = program.signals(np.array([math.nan if loss is None else loss], dtype=np.float32))
-        decision = first(own_P, program.states[0], signals)
+        signals = program.signals(loss)
+        decision = program.decided_first(own_P, signals)
         norm = float(decision.norm[0])
         total = norm if own_P is norms_P else float(total_norm(norms_P)[0])
         skip = found_inf or bool(decision.skip[0]) or not math.isfinite(total)
@@ -81,18 +81,19 @@ class OnHost(AbstractApply):
         )
         return Decided(outcome=outcome, unscaled=unscaled)
 
-    def enter(self, decided: Decided, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    def enter(self, decided: Decided, optimizer: Optimizer) -> None:
         """Prepare an optimizer's step: so that it does nothing when it is to be left out."""
         if decided.known_skipped():
-            self._held.hold(optimizer, parameters)
+            self._held.hold(optimizer)
         elif decided.unscaled and getattr(optimizer, "grad_scale", None) is not None:
-            self._one = torch.ones((), device=parameters[0].device) if self._one is None else self._one
+            self._one = torch.ones_like(optimizer.grad_scale) if self._one is None else self._one  # type: ignore[attr-defined]
             self._attributes.set(optimizer, grad_scale=self._one)
 
     def leave(self, optimizer: Optimizer) -> None:
         """Clear away what `enter` prepared."""
-        self._held.release(optimizer)
-        self._attributes.restore(optimizer)
+        if self._held.there or self._attributes.there:
+            self._held.release(optimizer)
+            self._attributes.restore(optimizer)
 
     def leave_all(self) -> None:
         """Clear away what is prepared, for every optimizer."""

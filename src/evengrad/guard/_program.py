@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evengrad.clip import AbstractPolicy, Array, Chain, Signals, SkipNonFinite, State, policy_of
+from evengrad.clip import (
+    AbstractPolicy,
+    Array,
+    Chain,
+    Decision,
+    Number,
+    Signals,
+    SkipNonFinite,
+    State,
+    Vector,
+    decides_by_numbers,
+    number_state,
+    policy_of,
+)
 from evengrad.clip.transforms import AbstractTransform, Memory, Target
 from evengrad.measure import Norms
 from evengrad.nouns import SettingError
 
 Part = AbstractPolicy | AbstractTransform
+NOTHING = Signals()
 
 
 def parts_of(clip: object) -> tuple[Part, ...]:
@@ -68,12 +83,13 @@ class Program:
         self.norms = Norms(self.parameters)
         self._others: dict[float, Norms] = {}
         policies = [part for part in self.parts if isinstance(part, AbstractPolicy)]
-        needs = frozenset[str]().union(*(policy.needs for policy in policies))
+        self.needs = needs = frozenset[str]().union(*(policy.needs for policy in policies))
         self.needs_loss = "loss" in needs
         self._weights = Norms(self.parameters, weights=True) if "weight_norms_P" in needs else None
         sizes = np.array([parameter.numel() for parameter in self.parameters], dtype=np.float32)
         self._sizes: Array = sizes if like is None else torch.from_numpy(sizes).to(like.device)
         self.states: list[State | Memory] = [self._started(part) for part in self.parts]
+        self.by_numbers = like is None and decides_by_numbers(first)
 
     @property
     def needs_host(self) -> bool:
@@ -87,8 +103,24 @@ class Program:
             norms = self._others.setdefault(norm_type, Norms(self.parameters, norm_type=norm_type))
         return norms.on_host() if self.like is None else norms.norms()
 
-    def signals(self, loss: Array) -> Signals:
-        """Gather what the policies need beside the norms."""
+    def decided_first(self, norms_P: Array, signals: Signals) -> Decision:
+        """Let the first policy decide on the host: in plain numbers where it can, which is several times quicker."""
+        state: Any = self.states[0]
+        if not self.by_numbers:
+            return self.first(norms_P, state, signals)
+        if any(type(value) is not Number for value in state.values()):
+            state = self.states[0] = number_state(state)
+        decision = self.first(Vector(norms_P), state)
+        return replace(decision, state=number_state(decision.state))
+
+    def signals(self, loss: float | None) -> Signals:
+        """Gather what the policies need beside the norms, on the host."""
+        if not self.needs:
+            return NOTHING
+        return self.signals_with(np.array([np.nan if loss is None else loss], dtype=np.float32))
+
+    def signals_with(self, loss: Array) -> Signals:
+        """Gather what the policies need beside the norms and the loss."""
         weights = None
         if self._weights is not None:
             weights = self._weights.on_host() if self.like is None else self._weights.norms()
@@ -133,6 +165,8 @@ class Program:
 
 def plain(value: Any) -> Tensor:
     """Copy an array of a state into a tensor on the host."""
+    if isinstance(value, Number):
+        return torch.tensor([value.value], dtype=torch.float32)
     tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     return tensor.to("cpu", copy=True)
 

@@ -37,7 +37,7 @@ def check_settings(scaler: object, max_consecutive_skips: object, rollback: obje
 
 
 def loss_of(loss: object) -> Tensor | float:
-    """Copy a loss, on its device.
+    """Copy a loss: on a CPU the number, elsewhere the tensor, on its device.
 
     Raises:
         LossError: It is no scalar.
@@ -45,7 +45,10 @@ def loss_of(loss: object) -> Tensor | float:
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise LossError("loss", came=f"shape {tuple(loss.shape)}", wanted="a scalar", advice="reduce it: .mean()")
-        return loss.detach().clone()  # a replayed CUDA graph writes its loss in place
+        loss = loss.detach()
+        if loss.device.type == "cpu":
+            return float(loss.to(torch.float64).numpy()) if loss.dtype is torch.bfloat16 else float(loss.numpy())
+        return loss.clone()  # a replayed CUDA graph writes its loss in place
     try:
         return float(loss)  # type: ignore[arg-type]
     except (TypeError, ValueError) as err:

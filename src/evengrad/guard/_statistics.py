@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from evengrad.measure import copy_each_
+
+NAMES = ("running_mean", "running_var", "num_batches_tracked")
+
 
 @final
 class RunningStatistics:
@@ -46,8 +50,11 @@ class RunningStatistics:
             if list(map(_kind, self._kept)) != list(map(_kind, now)):
                 self._kept = [buffer.clone() for buffer in now]
                 return
+            if not finite_only:
+                copy_each_(self._kept, now)
+                return
             for kept, buffer in zip(self._kept, now, strict=True):
-                kept.copy_(torch.where(torch.isfinite(buffer), buffer, kept) if finite_only else buffer)
+                kept.copy_(torch.where(torch.isfinite(buffer), buffer, kept))
 
     def put_back(self, *, bad_only: bool = False) -> None:
         """Make them what they were; those of another shape than then are left as they are.
@@ -69,8 +76,9 @@ class RunningStatistics:
         return bool(flags) and not bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
     def _now(self) -> Sequence[Tensor]:
-        buffers = ((layer.running_mean, layer.running_var, layer.num_batches_tracked) for layer in self._layers)
-        return [buffer for three in buffers for buffer in three if buffer is not None]
+        own = [layer._buffers for layer in self._layers]  # a module's own attribute lookup is slow
+        buffers = [buffers.get(name) for buffers in own for name in NAMES]
+        return [buffer for buffer in buffers if buffer is not None]
 
 
 def _kind(buffer: Tensor) -> tuple[torch.Size, torch.device, torch.dtype]:

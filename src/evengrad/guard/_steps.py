@@ -89,17 +89,20 @@ class Steps:
         decided = self._decided(fold=())
         if self._inside is not None:
             self._in_closure = decided
-            self.plan.apply.enter(decided, self._inside, _parameters(self._inside))
+            self.plan.apply.enter(decided, self._inside)
         else:
             self._round = Round(decided, self.plan.optimizers)
         return decided
 
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Decide, and prepare a step: the optimizer's pre-hook."""
-        if optimizer in self._stepping and is_nested(optimizer):
-            self._nested += 1
-            return
-        self._stepping, self._nested = [*(one for one in self._stepping if one is not optimizer), optimizer], 0
+        if self._stepping:  # a step that raised has left it so, or this is a step within one
+            if any(one is optimizer for one in self._stepping) and is_nested(optimizer):
+                self._nested += 1
+                return
+            self._stepping = [one for one in self._stepping if one is not optimizer]
+        self._stepping.append(optimizer)
+        self._nested = 0
         self.plan.apply.leave(optimizer)  # what a step that raised has left behind
         self._inside = self._in_closure = None
         if has_closure(args, kwargs):
@@ -112,14 +115,15 @@ class Steps:
         elif self._round.decided.known_skipped():
             self._note_overflow(optimizer)
         self._round.enter(optimizer)
-        self.plan.apply.enter(self._round.decided, optimizer, _parameters(optimizer))
+        self.plan.apply.enter(self._round.decided, optimizer)
 
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Clear away, and close the step when it was the last under its decision: the optimizer's post-hook."""
         if self._nested:
             self._nested -= 1
             return
-        self._stepping = [one for one in self._stepping if one is not optimizer]
+        if self._stepping:
+            self._stepping = [one for one in self._stepping if one is not optimizer]
         self.plan.apply.leave(optimizer)
         if self._inside is optimizer:
             decided, self._inside, self._in_closure = self._in_closure, None, None
@@ -154,7 +158,7 @@ class Steps:
             if relaid(optimizer) and not self._said_relaid:
                 self._said_relaid = True
                 LOGGER.warning("gradients laid out unlike their parameters: copied, for fused kernels misread them")
-        if self._inside is None:
+        if self._inside is None and (self._keeper is not None or self.plan.program.rest):
             self._rates.enter(self.plan.optimizers, self.lr_factor)
         loss = averaged(self.loss) if self.plan.program.needs_loss else self.loss
         decided = self.plan.apply.decide(self.plan.program, Given(loss=loss, by=by, found_inf=found_inf), fold)
@@ -225,7 +229,3 @@ def guard_of(optimizer: Optimizer) -> object | None:
         if isinstance(steps, Steps):
             return steps.guard
     return None
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -77,7 +77,7 @@ class Watch:
         inner = parametrizations_of(model)
         named = {module: plain_name(name) for name, module in model.named_modules()}
         self._names = {module: name for module, name in named.items() if module not in inner}
-        self._watched = {module: name for module, name in self._names.items() if _is_layer(module)}
+        self._watched = {module: name for module, name in self._names.items() if is_layer(module)}
         self._calls: Counter[str] = Counter()
         self._open: list[nn.Module] = []
         self._channels_first = False
@@ -120,16 +120,16 @@ class Watch:
             self._open.pop()
         if module not in self._watched:
             return
-        output = next(_float_tensors(result), None)
+        output = next(float_tensors(result), None)
         if output is None:
             return
         entry = self._new_entry(self._watched[module] or "(model)", module, nonlinearity_of(module))
-        entry.input_finite = _inputs_finite([*_float_tensors(args), *_float_tensors(list(kwargs.values()))])
+        entry.input_finite = _inputs_finite([*float_tensors(args), *float_tensors(list(kwargs.values()))])
         unit_dim = unit_dim_of(module, ndim=output.ndim, channels_first=self._channels_first)
         self._measure(entry, output, unit_dim)
-        if not all(value is output for value in _float_tensors(result)):
+        if not all(value is output for value in float_tensors(result)):
             self._all_outputs_finite(entry, result)
-        if isinstance(module, CONVOLUTIONS) or _weights(module):
+        if isinstance(module, CONVOLUTIONS) or weights_of(module):
             self._channels_first = isinstance(module, CONVOLUTIONS)
         if isinstance(module, RECURRENT) and args:
             self._watch_time(entry, module, args[0])
@@ -157,7 +157,7 @@ class Watch:
     def _all_outputs_finite(self, entry: Entry, result: Any) -> None:
         """A non-finite value in any output counts, not only in the one whose statistics are kept."""
         assert entry.activation is not None
-        finite = _all_finite(list(_float_tensors(result)))
+        finite = _all_finite(list(float_tensors(result)))
         entry.activation[0] = finite.to(entry.activation)
 
     def _see_function(self, name: str, argument: Tensor, result: Tensor) -> None:
@@ -197,21 +197,23 @@ class Watch:
         return tuple(_reading(entry, values, went_back=gradients is not None) for entry in self.entries)
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
+    """Tell whether a module is read as a layer: it owns parameters, or has no children."""
     return bool(own_parameters(module)) or next(module.children(), None) is None
 
 
-def _float_tensors(value: Any) -> Iterator[Tensor]:
+def float_tensors(value: Any) -> Iterator[Tensor]:
+    """Find the floating-point and complex tensors in what a module takes or gives, in order."""
     if isinstance(value, Tensor):
         if value.is_floating_point() or value.is_complex():
             yield value
     elif isinstance(value, PackedSequence):
-        yield from _float_tensors(value.data)
+        yield from float_tensors(value.data)
     elif isinstance(value, dict):
-        yield from _float_tensors(list(value.values()))
+        yield from float_tensors(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _float_tensors(item)
+            yield from float_tensors(item)
 
 
 def _all_finite(tensors: list[Tensor]) -> Tensor:
@@ -222,7 +224,7 @@ def _all_finite(tensors: list[Tensor]) -> Tensor:
 
 def all_finite(value: Any) -> bool:
     """Tell whether every floating-point tensor in an output is finite; waits for the device."""
-    return bool(_all_finite(list(_float_tensors(value))))
+    return bool(_all_finite(list(float_tensors(value))))
 
 
 def _inputs_finite(tensors: list[Tensor]) -> Tensor:
@@ -242,7 +244,8 @@ def _see_packed_time(entry: Entry, gradient: Tensor, sizes: list[int]) -> None:
     entry.time = torch.cat(steps)
 
 
-def _weights(module: nn.Module | None) -> list[Tensor]:
+def weights_of(module: nn.Module | None) -> list[Tensor]:
+    """List a module's own parameters of two or more dimensions."""
     if module is None:
         return []
     return [parameter for parameter in own_parameters(module) if parameter.ndim >= 2]
@@ -253,7 +256,7 @@ def _vectors(entry: Entry, gradients: Mapping[Tensor, Tensor | None]) -> list[Te
     assert entry.activation is not None
     device = entry.activation.device
     like = torch.empty(0, dtype=precise(device), device=device)
-    weights = _weights(entry.module)
+    weights = weights_of(entry.module)
     arrived = [gradient for weight in weights if (gradient := gradients.get(weight)) is not None]
     finite = torch.ones(()) if entry.input_finite is None else entry.input_finite
     head = torch.stack([part.to(like) for part in (finite, norm(weights), norm(arrived))])
@@ -272,7 +275,7 @@ def _to_host(vectors: list[Tensor]) -> list[list[float]]:
 def _reading(entry: Entry, values: Iterator[list[float]], *, went_back: bool) -> LayerReading:
     head, activation, gradient, time = next(values), next(values), next(values), next(values)
     stats = dict(zip(ACTIVATION_FIELDS, activation, strict=True))
-    weighted = bool(_weights(entry.module))
+    weighted = bool(weights_of(entry.module))
     saturated = stats["saturated_frac"]
     return LayerReading(
         name=entry.name,
