@@ -16,9 +16,9 @@ model 1 - loss / loss of guessing by how frequent letters are. All are 1 at best
 
 Regret of a policy in a training: (best - reached) / best, means over seeds, in percent: 0 is as good as the constant
 global norm that was the best of the grid there, infinity included, in hindsight and on the same seeds; 100 is as good
-as a guess; a policy that beats the grid has a negative one. Choosing the best of many noisy numbers flatters the
-choice; "fair" is the regret against the threshold chosen by the other seeds. The number after +- is the standard error
-over the seeds.
+as a guess; a policy that beats the grid has a negative one. Choosing
+the best of many noisy numbers flatters the choice, so a small regret is nothing. The number after +- is the standard
+error over the seeds.
 
 Where no norm was above a threshold, the training with it is the one without, and is not repeated. `--quick` is one seed
 and few steps of few trainings, to see that it runs. One thread; about fifteen minutes.
@@ -152,12 +152,12 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What was reached, the largest finite norm on the way, and how many steps were clipped or skipped."""
+    """What was reached, the largest finite norm on the way, and the shares of steps clipped and skipped."""
 
     reached: float
     largest: float
-    clips: int
-    skips: int
+    clipped: float
+    skipped: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +169,8 @@ class Row:
     policy: str
     seed: int
     reached: float
-    clips: int
-    skips: int
+    clipped: float
+    skipped: float
 
 
 Step = Callable[[int], Tensor]
@@ -198,7 +198,8 @@ def followed(
             largest = max(largest, norm) if math.isfinite(norm) else largest
             if step >= steps - 50 and step % 10 == 9:
                 found.append(max(0.0, reached()))
-        return Run(reached=statistics.fmean(found), largest=largest, clips=guard.clips, skips=guard.skips)
+        shares = {"clipped": guard.clips / steps, "skipped": guard.skips / steps}
+    return Run(reached=statistics.fmean(found), largest=largest, **shares)
 
 
 def run_job(job: Job, drill: str, clip: Clip, seed: int) -> Run:
@@ -289,47 +290,43 @@ def rows_of(training: Training, seed: int) -> Iterator[Row]:
     made: dict[str, Run] = {}
     for threshold in GRID:
         free = made.get("norm inf")
-        never = free is not None and free.skips == 0 and free.largest < threshold / 1.001
+        never = free is not None and free.skipped == 0 and free.largest < threshold / 1.001
         made[f"norm {threshold:g}"] = free if never else training.run(ByGlobalNorm(threshold), seed)
     copies = COPIES if "SGD" in training.name else COPIES | WITHOUT_SGD
     for name, clip in (POLICIES | CANDIDATES).items():
         made[name] = made[copies[name]] if name in copies else training.run(clip, seed)
     for name, run in made.items():
-        counts = {"clips": run.clips, "skips": run.skips}
-        yield Row(training=training.name, kind=training.kind, policy=name, seed=seed, reached=run.reached, **counts)
+        number = asdict(run)
+        del number["largest"]
+        yield Row(training=training.name, kind=training.kind, policy=name, seed=seed, **number)
 
 
-def reached_in(rows: Sequence[Row], training: str, policy: str, *, but: int | None = None) -> float:
-    found = [row.reached for row in rows if (row.training, row.policy) == (training, policy) and row.seed != but]
-    return statistics.fmean(found)
+def reached_in(rows: Sequence[Row], training: str, policy: str) -> float:
+    return statistics.fmean(row.reached for row in rows if (row.training, row.policy) == (training, policy))
 
 
-def best_in(rows: Sequence[Row], training: str, *, but: int | None = None) -> str:
+def best_in(rows: Sequence[Row], training: str) -> str:
     """Find the best constant threshold of a training; the largest where several are."""
-    return max(
-        (f"norm {threshold:g}" for threshold in GRID), key=lambda name: reached_in(rows, training, name, but=but)
-    )
+    return max((f"norm {threshold:g}" for threshold in GRID), key=partial(reached_in, rows, training))
 
 
-def regrets(rows: Sequence[Row], training: str, policy: str, *, fair: bool) -> list[float]:
-    """Compute the regret of each seed, in percent of the best mean; fair: its rival is chosen by the other seeds."""
-    unit = reached_in(rows, training, best_in(rows, training))
+def regrets(rows: Sequence[Row], training: str, policy: str) -> list[float]:
+    """Compute the regret of each seed, in percent of the best mean."""
+    best = best_in(rows, training)
+    unit = reached_in(rows, training, best)
     by = {(row.policy, row.seed): row.reached for row in rows if row.training == training}
-    seeds = sorted({seed for _, seed in by})
-    fair = fair and len(seeds) > 1
-    rivals = {seed: best_in(rows, training, but=seed if fair else None) for seed in seeds}
-    return [100 * (by[rivals[seed], seed] - by[policy, seed]) / unit for seed in seeds]
+    return [100 * (by[best, seed] - by[policy, seed]) / unit for name, seed in by if name == policy]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Total:
-    """The regret of a policy over all trainings, in percent."""
+    """The regret of a policy over all trainings, and the share of steps clipped in healthy ones, in percent."""
 
     policy: str
     mean: float
     error: float
     kinds: dict[str, float]
-    fair: float
+    clipped: float
     worst: float
     worst_in: str
     above_one: int
@@ -337,9 +334,8 @@ class Total:
 
 def total_of(rows: Sequence[Row], policy: str) -> Total:
     kinds = {row.training: row.kind for row in rows}
-    each = {name: regrets(rows, name, policy, fair=False) for name in kinds}
+    each = {name: regrets(rows, name, policy) for name in kinds}
     means = {name: statistics.fmean(found) for name, found in each.items()}
-    fair = [statistics.fmean(regrets(rows, name, policy, fair=True)) for name in kinds]
     squares = [statistics.variance(found) / len(found) for found in each.values() if len(found) > 1]
     worst = max(means, key=lambda name: means[name])
     return Total(
@@ -347,7 +343,7 @@ def total_of(rows: Sequence[Row], policy: str) -> Total:
         mean=statistics.fmean(means.values()),
         error=math.sqrt(sum(squares)) / len(means),
         kinds={kind: statistics.fmean(means[name] for name in means if kinds[name] == kind) for kind in KINDS},
-        fair=statistics.fmean(fair),
+        clipped=100 * statistics.fmean(row.clipped for row in rows if (row.policy, row.kind) == (policy, KINDS[0])),
         worst=means[worst],
         worst_in=worst,
         above_one=sum(regret > 1 for regret in means.values()),
@@ -359,14 +355,14 @@ def show(rows: Sequence[Row]) -> list[Total]:
     shown = [*POLICIES, *CANDIDATES]
     print(f"\n{'regret in %':20}" + "".join(f"{number:7}" for number in range(1, len(names) + 1)))
     for policy in shown:
-        found = [statistics.fmean(regrets(rows, name, policy, fair=False)) for name in names]
+        found = [statistics.fmean(regrets(rows, name, policy)) for name in names]
         print(f"{policy:20}" + "".join(f"{regret:7.1f}" for regret in found))
     constants = [f"norm {threshold:g}" for threshold in GRID]
     every = sorted((total_of(rows, policy) for policy in [*constants, *shown]), key=lambda total: total.mean)
-    heads = ("mean", "+-", *KINDS, "fair", "worst", "above 1 %")
+    heads = ("mean", "+-", *KINDS, "clipped %", "worst", "above 1 %")
     print(f"\n{'regret in %':20}" + "".join(f"{head:>13}" for head in heads) + "  worst in")
     for total in every:
-        numbers = (total.mean, total.error, *total.kinds.values(), total.fair, total.worst)
+        numbers = (total.mean, total.error, *total.kinds.values(), total.clipped, total.worst)
         cells = "".join(f"{number:13.2f}" for number in numbers)
         print(f"{total.policy:20}{cells}{f'{total.above_one} of {len(names)}':>13}  {total.worst_in}")
     return every

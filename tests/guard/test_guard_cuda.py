@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from evengrad.clip import ByTensorNorm, transforms
 from evengrad.guard import Guard
 from evengrad.measure import Norms
+from evengrad.runlog import read
 
 pytestmark = [
     pytest.mark.gpu,
@@ -122,3 +124,41 @@ def test_under_a_grad_scaler_an_overflow_is_skipped_by_both(fused):
     torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-6, atol=1e-8)
     assert runs[0][1] == runs[1][1] == 512.0
     assert runs[0][2].skips == (1 if fused else 0)
+
+
+@pytest.mark.parametrize(
+    "clip", [None, 0.7, ByTensorNorm(0.1), [transforms.Centralize(), 0.7, transforms.ByValue(0.1)]]
+)
+@pytest.mark.parametrize("seam", ["hook", "call"])
+def test_a_steady_step_of_a_fused_optimizer_never_waits_for_the_device(clip, seam, tmp_path):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    guard = Guard(model, optimizer, clip=clip, log=tmp_path / "run")
+    call = guard.clip_ if seam == "call" else lambda: None
+    inputs = batches(12)
+    train(model, optimizer, inputs[:3], call)
+    assert "never waits" in repr(guard)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(model, optimizer, inputs[3:], call)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert guard.step == 12
+    assert guard.skips == 0
+    guard.detach()
+    assert len(read(tmp_path / "run").readings) == 12
+
+
+def test_the_device_and_the_host_decide_alike():
+    results = []
+    for way in ("conditional", "foreach", "folded"):
+        model = net()
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        guard = Guard(model, optimizer, apply=way)
+        inputs = batches(20)
+        inputs[7], inputs[12] = inputs[7] * 1000, inputs[12] * math.nan
+        train(model, optimizer, inputs)
+        results.append((weights(model), guard.skips, guard.clips))
+    for other in results[1:]:
+        torch.testing.assert_close(other[0], results[0][0], rtol=1e-4, atol=1e-6)
+        assert other[1:] == results[0][1:]

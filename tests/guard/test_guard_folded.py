@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evengrad.clip import ByGlobalNorm, ByTensorNorm, SkipNonFinite
+from evengrad.clip.transforms import ByValue, MaxNorm
 from evengrad.guard import Guard
 from evengrad.nouns import OptimizerError, SettingError
 
@@ -318,3 +320,26 @@ def test_groups_and_gradient_accumulation_and_late_parameters_are_decided_togeth
             plain.zero_grad()
     assert guard.step == 3
     close(model, other)
+
+
+class NoReads(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.name().split(".")[0] not in {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero"}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("clip", [None, 0.3, ByTensorNorm(0.2), [ByValue(0.1), 0.3, MaxNorm(1.0)]], ids=repr)
+@pytest.mark.parametrize("way", ["foreach", "folded"])
+@pytest.mark.parametrize("factor", [1.0, math.nan])
+def test_a_decision_on_the_device_reads_no_value_on_the_step_path(clip, way, factor, tmp_path):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    guard = Guard(model, optimizer, clip=clip, apply=way, log=tmp_path / "run")
+    backward(model, batches(1)[0])
+    optimizer.step()
+    loss = backward(model, batches(1)[0], factor)
+    with NoReads():
+        guard.loss(loss)
+        optimizer.step()
+    assert guard.step == 2
+    assert guard.skips == int(math.isnan(factor))

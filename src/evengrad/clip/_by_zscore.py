@@ -9,6 +9,8 @@ from evengrad.clip._policy import NO_SIGNALS, AbstractPolicy, Array, Decision, S
 from evengrad.clip._settings import inside, positive, whole
 from evengrad.clip._total import LARGEST, total
 
+_TIE = 1.0 - 1e-6  # so that every precision takes 1 / 10 for more than 1 - 0.9, or none does
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +100,7 @@ class ByZScore(AbstractPolicy):
         seen, mean, var = state["seen"], state["mean"], state["var"]
         more = seen + 1.0
         share = 1.0 / more
-        averaging = share > 1.0 - self.decay
+        averaging = share > (1.0 - self.decay) * _TIE
         weight = xp.where(counts, xp.where(averaging, share, 1.0 - self.decay), 0.0)
         before = value - mean
         moved = mean + weight * before

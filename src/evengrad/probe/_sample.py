@@ -13,7 +13,7 @@ LONGEST = 4096  # elements of one sample
 BLOCKS = 16  # contiguous blocks that a longer tensor is sampled in
 NARROWEST = 16
 FEWEST_ROWS = 8
-IN_CACHE = 1 << 18
+IN_CACHE = 1 << 18  # elements that a CPU reduces at a time: 1 MiB of float32
 MANY = 1 << 30
 
 # What is known of each row, in the order of the vector that `Group.statistics` gives.
@@ -177,9 +177,8 @@ class Group:
         if self._saturating is not None:
             saturated = torch.lt(RELATIVE_SLOPES[self._saturating](output), SLOPE_LEFT, out=mark).sum(-1)
         norm = torch.linalg.vector_norm(size, dim=-1)
-        return (
-            torch.cat([finite, largest, norm, zeros.unsqueeze(0), saturated.unsqueeze(0)]).t().to(precise(self.device))
-        )
+        fields = torch.cat([finite, largest, norm, zeros.unsqueeze(0), saturated.unsqueeze(0)])
+        return fields.t().to(precise(self.device))
 
 
 def width_for(count: int) -> int:
@@ -208,4 +207,7 @@ def _block_stride(count: int) -> tuple[int, int]:
 
 
 def _blocks(flat: Tensor) -> Tensor:
-    return flat.as_strided((BLOCKS, LONGEST // BLOCKS), _block_stride(flat.numel()))
+    """Take the blocks of one dimension, whose elements may lie apart."""
+    apart = flat.stride(0)
+    between, _ = _block_stride(flat.numel())
+    return flat.as_strided((BLOCKS, LONGEST // BLOCKS), (between * apart, apart))

@@ -52,9 +52,10 @@ class Entry:
         self.gradient: Tensor | None = None
         self.time: Tensor | None = None
 
-    def see_gradient(self, gradient: Tensor) -> None:
-        """Tensor hook at the output."""
-        self.gradient = gradient_vector(gradient)
+    def see_gradient(self, gradient: Tensor | None) -> None:
+        """Tensor hook at the output; torch calls it with None where only another output of the node is used."""
+        if gradient is not None:
+            self.gradient = gradient_vector(gradient)
 
 
 @final
