@@ -10,11 +10,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from evengrad import clip as clip
+    from evengrad import reference as reference
     from evengrad.checkup import Checkup, checkup
     from evengrad.clip import ByGlobalNorm, ByZScore
     from evengrad.diagnose import diagnose, explain
-    from evengrad.guard import Guard
-    from evengrad.nouns import EvengradError, EvengradWarning, Finding, Task, Verdict
+    from evengrad.guard import Guard, Protection, Rollback
+    from evengrad.nouns import EvengradError, EvengradWarning, Event, Finding, Task, Verdict
     from evengrad.trial import Repair, repair
 
 _HOME = {
@@ -23,9 +25,12 @@ _HOME = {
     "Checkup": "checkup",
     "EvengradError": "nouns",
     "EvengradWarning": "nouns",
+    "Event": "nouns",
     "Finding": "nouns",
     "Guard": "guard",
+    "Protection": "guard",
     "Repair": "trial",
+    "Rollback": "guard",
     "Task": "nouns",
     "Verdict": "nouns",
     "checkup": "checkup",
@@ -33,6 +38,7 @@ _HOME = {
     "explain": "diagnose",
     "repair": "trial",
 }
+_ROOMS = ("clip", "reference")  # whole parts that are public: `evengrad.clip.ByPercentile`
 
 __all__ = [
     "ByGlobalNorm",
@@ -40,9 +46,12 @@ __all__ = [
     "Checkup",
     "EvengradError",
     "EvengradWarning",
+    "Event",
     "Finding",
     "Guard",
+    "Protection",
     "Repair",
+    "Rollback",
     "Task",
     "Verdict",
     "checkup",
@@ -59,11 +68,13 @@ def __getattr__(name: str) -> object:
         return version("evengrad")
     if name in _HOME:
         return getattr(import_module(f"evengrad.{_HOME[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"evengrad.{name}")
     raise AttributeError(f"module 'evengrad' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted([*__all__, *_ROOMS, "__version__"])
 
 
 class _Package(ModuleType):

@@ -153,7 +153,7 @@ def program(names):
 def test_a_state_per_parameter_is_carried_over_by_name_and_one_for_the_model_as_it_is(old, new, each):
     values = np.arange(1.0, len(old) + 1, dtype=np.float32)
     state = {"whole": np.array([5.0], dtype=np.float32), "each": values, "window": np.array([6.0, 7.0], np.float32)}
-    (result,) = carried([state], list(old), program(new), list(new))
+    (result,) = carried([state], list(old), program(new))
     assert result["window"].tolist() == [6.0, 7.0]
     assert result["whole"].tolist() == [5.0]
     assert result["each"].tolist() == each
@@ -163,7 +163,7 @@ def test_a_state_per_parameter_is_carried_over_by_name_and_one_for_the_model_as_
 def test_a_state_whose_length_does_not_fit_its_parameters_is_refused():
     state = WithBoth().init(1)
     with pytest.raises(ValueError, match=r"each has the shape \(1,\), not \(2,\)"):
-        carried([state], ["a", "b"], program("a"), ["a"])
+        carried([state], ["a", "b"], program("a"))
 
 
 def test_the_state_of_a_larger_model_may_be_loaded_for_a_single_parameter():

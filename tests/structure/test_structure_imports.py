@@ -149,7 +149,9 @@ def test_importing_evengrad_imports_nothing_else():
 
 def test_every_public_name_is_there_and_in_dir():
     assert all(getattr(evengrad, name) is not None for name in evengrad.__all__)
-    assert dir(evengrad) == sorted([*evengrad.__all__, "__version__"])
+    assert dir(evengrad) == sorted([*evengrad.__all__, "__version__", "clip", "reference"])
+    assert evengrad.clip.ByGlobalNorm is evengrad.ByGlobalNorm
+    assert evengrad.reference.norm is not None
     assert evengrad.__version__.count(".") == 2
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = evengrad.Nothing  # type: ignore[attr-defined]

@@ -5,9 +5,10 @@ from house_registry import HEADINGS, REGISTRIES, registry_problems, rule_problem
 from house_source import PACKAGE
 
 from evengrad import clip, treat
+from evengrad.clip import transforms
 from evengrad.diagnose import rules
 
-RULES, TREATMENTS, POLICIES = REGISTRIES
+RULES, TREATMENTS, POLICIES, TRANSFORMS = REGISTRIES
 PAGE = "\n".join(f"    {heading}\n        Words." for heading in HEADINGS)
 LISTED = {"diagnose/rules/__init__.py": "ALL: tuple[AbstractRule, ...] = (A(),)\n"}
 
@@ -25,6 +26,7 @@ def test_every_class_of_a_kind_is_listed(registry):
 def test_what_is_listed_is_what_the_package_exports():
     assert {type(one).__name__ for one in rules.ALL} == set(rules.__all__) - {"ALL"}
     assert {kind.__name__ for kind in (*treat.ALL, *clip.ALL)} <= {*treat.__all__, *clip.__all__}
+    assert {kind.__name__ for kind in transforms.ALL} <= {*transforms.__all__}
 
 
 def test_every_rule_has_a_code_of_its_own_and_a_page():

@@ -1,4 +1,10 @@
-"""Policies: from the vector of gradient norms to how much of each gradient is let through."""
+"""Policies: from the vector of gradient norms to how much of each gradient is let through.
+
+What works on elements, units or weights instead is in `evengrad.clip.transforms`, which needs torch and is loaded when
+it is first used.
+"""
+
+from importlib import import_module
 
 from evengrad.clip._by_block_rms import ByBlockRms
 from evengrad.clip._by_global_norm import ByGlobalNorm
@@ -45,3 +51,9 @@ __all__ = [
     "policy_of",
     "total_norm",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "transforms":
+        return import_module("evengrad.clip.transforms")
+    raise AttributeError(f"module 'evengrad.clip' has no attribute {name!r}")

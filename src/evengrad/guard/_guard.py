@@ -234,7 +234,7 @@ class Guard:
             "clips": self._books.counts.clips,
             "rollbacks": 0 if self._books.keeper is None else self._books.keeper.count,
         }
-        return packed(self._program, self._steps.plan.names, counts, self._steps.lr_factor)
+        return packed(self._program, counts, self._steps.lr_factor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another guard was when its `state_dict()` was taken, equal to the bit.
@@ -246,7 +246,7 @@ class Guard:
         Raises:
             SettingError: It is of another version, other policies or another model, or not a guard's.
         """
-        states, counts, lr_factor = unpacked(state_dict, self._program, self._steps.plan.names)
+        states, counts, lr_factor = unpacked(state_dict, self._program)
         self._steps.ledger.drain(wait=True)
         self._program.states, self._steps.count = states, counts["step"]
         self._books.counts.skips, self._books.counts.in_a_row = counts["skips"], counts["skips_in_row"]

@@ -39,7 +39,7 @@ class Plan:
             return
         names, states = self.names, self.program.states
         self._make()
-        self.program.states = carried(states, names, self.program, self.names)
+        self.program.states = carried(states, names, self.program)
 
     def copied(self) -> list[Any]:
         """Copy what policies and transforms remember, for a snapshot."""
@@ -54,5 +54,5 @@ class Plan:
         self.device = first_accelerator([target.parameter for target in targets])
         like = torch.empty(1, device=self.device) if self.apply.on_device else None
         self.program = Program(self._parts, targets, like)
-        self.names = [target.name for target in targets]
+        self.names = self.program.names
         self._groups = groups(self.optimizers)

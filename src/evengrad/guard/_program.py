@@ -79,6 +79,7 @@ class Program:
         self.parts: tuple[Part, ...] = (first, *self.rest)
         self.targets = list(targets)
         self.parameters = [target.parameter for target in targets]
+        self.names = [target.name for target in targets]
         self.like = like
         self.norms = Norms(self.parameters)
         self._others: dict[float, Norms] = {}

@@ -18,11 +18,11 @@ COUNTS = ("step", "skips", "skips_in_row", "clips", "rollbacks")
 Memory = dict[str, Tensor]
 
 
-def packed(program: Program, names: Sequence[str], counts: Mapping[str, int], lr_factor: float) -> dict[str, Any]:
+def packed(program: Program, counts: Mapping[str, int], lr_factor: float) -> dict[str, Any]:
     """Turn the memory into numbers, strings, tensors, dicts and lists; the tensors are copies."""
     return {
         "version": VERSION,
-        "parameters": list(names),
+        "parameters": program.names,
         "parts": [
             {"kind": type(part).__name__, "settings": repr(part), "memory": {k: plain(v) for k, v in state.items()}}
             for part, state in zip(program.parts, program.states, strict=True)
@@ -32,9 +32,7 @@ def packed(program: Program, names: Sequence[str], counts: Mapping[str, int], lr
     }
 
 
-def unpacked(
-    saved: Mapping[str, Any], program: Program, names: Sequence[str]
-) -> tuple[list[Any], dict[str, int], float]:
+def unpacked(saved: Mapping[str, Any], program: Program) -> tuple[list[Any], dict[str, int], float]:
     """Read a memory back for a program: its states, the counts, and the factor of the learning rate.
 
     Raises:
@@ -49,10 +47,10 @@ def unpacked(
         kinds, own = [str(part["kind"]) for part in parts], [type(part).__name__ for part in program.parts]
         if kinds != own:
             raise _wrong(f"the state of {' and '.join(kinds) or 'nothing'}", f"the state of {' and '.join(own)}")
-        if not set(old_names) & set(names):
-            raise _wrong(f"the state of another model, with {_few(old_names)}", f"one with {_few(names)}")
+        if not set(old_names) & set(program.names):
+            raise _wrong(f"the state of another model, with {_few(old_names)}", f"one with {_few(program.names)}")
         loaded = [{str(key): _tensor(value) for key, value in part["memory"].items()} for part in parts]
-        states = carried(loaded, old_names, program, names)
+        states = carried(loaded, old_names, program)
         counts = {name: int(saved[name]) for name in COUNTS}
         return states, counts, float(saved["lr_factor"])
     except (KeyError, TypeError, ValueError, AttributeError) as err:
@@ -61,14 +59,13 @@ def unpacked(
         raise _wrong(f"{type(err).__name__}: {err}") from err
 
 
-def carried(states: Sequence[Any], old_names: Sequence[str], program: Program, names: Sequence[str]) -> list[Any]:
+def carried(states: Sequence[Any], old_names: Sequence[str], program: Program) -> list[Any]:
     """Carry states over to a program for other parameters, by name; a new parameter starts as at the first step.
 
     Args:
         states: One for each part of the program.
         old_names: The parameters that they are for.
         program: The new one, just made.
-        names: Its parameters.
 
     Raises:
         ValueError: A state has other arrays than the part has, or of other lengths.
@@ -78,17 +75,18 @@ def carried(states: Sequence[Any], old_names: Sequence[str], program: Program, n
         if isinstance(part, AbstractTransform):
             result.append(_transform_memory(part, old, start))
         else:
-            result.append(_policy_state(part, old, old_names, start, names, program.like))
+            result.append(_policy_state(part, old, old_names, start, program))
     return result
 
 
 def _policy_state(
-    policy: AbstractPolicy, old: Any, old_names: Sequence[str], start: Any, names: Sequence[str], like: Tensor | None
+    policy: AbstractPolicy, old: Any, old_names: Sequence[str], start: Any, program: Program
 ) -> dict[str, Any]:
     """Carry arrays for the whole model as they are, and those with a number for each parameter by name."""
     two, three = policy.init(2), policy.init(3)
     each = {key for key in two if len(two[key]) != len(three[key])}
     places = {name: place for place, name in enumerate(old_names)}
+    names, like = program.names, program.like
     if set(old) != set(start):
         raise ValueError(f"arrays called {sorted(old)}, not {sorted(start)}")
     result: dict[str, Any] = {}

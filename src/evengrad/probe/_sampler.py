@@ -176,8 +176,9 @@ class Sampler:
         elif layer.direct or not layer.waiting:
             return
         else:
-            position = layer.waiting.pop(0)
-        output = result if type(result) is Tensor else next(float_tensors(result), None)
+            position = layer.waiting.pop()  # the latest: earlier ones may be of an evaluation
+        plain_one = type(result) is Tensor and result.is_floating_point()
+        output = result if plain_one else next(float_tensors(result), None)
         if output is None or not self._has_room(layer):
             return
         row = self._take(output, layer.about.saturating)

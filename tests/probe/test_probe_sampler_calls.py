@@ -1,0 +1,148 @@
+"""Which calls of which modules a sampler reads."""
+
+import pytest
+import torch
+from sampled_models import MODELS, Checkpointed, Passing, Tied, sampled_once, vectors
+from torch import nn
+
+from evengrad.probe import Sampler
+
+
+def test_a_module_that_is_called_again_has_a_reading_per_call():
+    torch.manual_seed(0)
+    names = [layer.name for layer in sampled_once(Tied(), torch.sum, vectors())]
+    assert names == ["same", "same#2", "same#3", "two", "(model)"]
+
+
+def test_only_the_first_micro_batch_counts_and_no_evaluation():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    x, sampler = vectors(), Sampler(model)
+    wanted = sampled_once(model, torch.sum, x)
+    sampler.arm()
+    with torch.no_grad():
+        model(5 * x)
+    model.eval()(7 * x).sum().backward()
+    model.train()(x).sum().backward()
+    model(9 * x).sum().backward()
+    assert sampler.readings(sampler.packed().tolist()) == wanted
+
+
+def test_a_frozen_part_in_evaluation_mode_is_read():
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6).eval(), nn.Linear(6, 1))
+    assert [layer.name for layer in sampled_once(model, torch.sum, vectors())] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("kind", ["checkpointed as a whole", "checkpointed", "reentrant"])
+def test_what_a_checkpoint_computes_again_counts_once_in_forward_order(kind):
+    torch.manual_seed(0)
+    model = MODELS[kind][0]()
+    x, sampler = vectors().requires_grad_(), Sampler(model)
+    sampler.arm()
+    with torch.no_grad():
+        model(x)  # an evaluation in training mode
+    model(x).sum().backward()
+    found = sampler.readings(sampler.packed().tolist())
+    parts = [f"parts.{part}.{place}" for part in range(2) for place in range(3)]
+    assert [layer.name for layer in found] == ["first", *parts, "last"]
+    assert all(layer.grad_rms for layer in found)
+
+
+def test_a_checkpoint_may_change_its_kind_between_steps():
+    torch.manual_seed(0)
+    model, x = Checkpointed(reentrant=False), vectors().requires_grad_()
+    sampler = Sampler(model)
+    names = []
+    for reentrant in (False, True, False):
+        model.reentrant = reentrant
+        names.append([layer.name for layer in sampled_once(model, torch.sum, x, sampler)])
+    assert names[0] == names[1] == names[2]
+
+
+def test_evaluations_without_gradients_leave_little_behind():
+    model = nn.Sequential(nn.Linear(6, 6))
+    sampler = Sampler(model)
+    sampler.arm()
+    with torch.no_grad():
+        for _ in range(1000):
+            model(vectors())
+    assert len(sampler._layers[0].waiting) <= 64
+    assert sampler.readings(sampler.packed().tolist()) == ()
+
+
+class Own(torch.Tensor):
+    """Somebody's own kind of tensor."""
+
+
+UNUSUAL = {
+    "sparse": lambda x: x.to_sparse(),
+    "of another kind": lambda x: x.as_subclass(Own),
+    "without data": lambda x: x.to("meta"),
+    "whole numbers": lambda x: x.long(),
+    "none": lambda x: None,
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_outputs_that_cannot_be_sampled_are_passed_over(kind):
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.aside, self.after = nn.Linear(6, 6), Passing(UNUSUAL[kind]), nn.Tanh()
+
+        def forward(self, x):
+            h = self.before(x)
+            self.aside(h)
+            return self.after(h)
+
+    assert [layer.name for layer in sampled_once(Aside(), torch.sum, vectors())] == ["before", "after"]
+
+
+def test_a_graph_that_is_kept_does_not_reach_into_the_next_step():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 6)), vectors()
+    sampler = Sampler(model)
+    sampler.arm()
+    kept = model(x).sum()
+    kept.backward(retain_graph=True)
+    sampler.disarm()
+    sampler.arm()
+    (1000 * kept).backward(retain_graph=True)
+    model(x).sum().backward()
+    (1000 * kept).backward()
+    assert [layer.grad_rms for layer in sampler.readings(sampler.packed().tolist())] == pytest.approx([1.0])
+
+
+def test_the_last_gradient_of_several_counts_and_a_loss_scale_is_divided_out():
+    model, x = nn.Sequential(nn.Linear(6, 6)), vectors()
+    sampler = Sampler(model)
+    sampler.arm()
+    output = model(x)
+    (inner,) = torch.autograd.grad(output.sum(), model[0].weight, create_graph=True)
+    (512 * (2 * output.sum() + 0 * inner.sum())).backward()
+    assert sampler.readings(sampler.packed().tolist(), loss_scale=512.0)[0].grad_rms == pytest.approx(2.0)
+
+
+def test_a_cell_in_a_long_loop_keeps_its_last_calls():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.Linear(4, 4), nn.Linear(4, 1)
+
+        def forward(self, x):
+            for step in range(200):
+                x = self.cell(x) * 0 + step
+            return self.head(x)
+
+    model = Loop()
+    model.cell.register_forward_hook(lambda module, args, out: out * 0 + args[0].mean(), prepend=True)
+    found = sampled_once(model, torch.sum, torch.zeros(3, 4))
+    assert len(found) == 65
+    assert [layer.activation_rms for layer in found[:64]] == pytest.approx([float(step) for step in range(135, 199)])
+    assert (found[63].name, found[64].name) == ("cell#64", "head")
+
+
+def test_no_more_than_2048_calls_are_kept():
+    shared = [nn.Linear(2, 2, bias=False) for _ in range(40)]
+    model = nn.Sequential(*(shared * 60))
+    assert len(sampled_once(model, torch.sum, torch.ones(1, 2))) == 2048
