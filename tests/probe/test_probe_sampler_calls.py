@@ -136,8 +136,10 @@ def test_a_cell_in_a_long_loop_keeps_its_last_calls():
 
     model = Loop()
     model.cell.register_forward_hook(lambda module, args, out: out * 0 + args[0].mean(), prepend=True)
-    found = sampled_once(model, torch.sum, torch.zeros(3, 4))
+    sampler = Sampler(model)
+    found = sampled_once(model, torch.sum, torch.zeros(3, 4), sampler)
     assert len(found) == 65
+    assert sampler.layout.size == 8 * (65 + 1)  # and what the first module took
     assert [layer.activation_rms for layer in found[:64]] == pytest.approx([float(step) for step in range(135, 199)])
     assert (found[63].name, found[64].name) == ("cell#64", "head")
 

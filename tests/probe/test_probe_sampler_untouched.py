@@ -153,6 +153,7 @@ def test_a_transform_of_torch_func_is_left_alone():
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     model(x).sum().backward()
     assert [layer.name for layer in sampler.readings(sampler.packed().tolist())] == ["0", "1"]
+    assert sampler.layout.size == 8 * (2 + 1 + 2)  # what the first module took, and rows of single examples
     sampler.arm()
     torch.func.grad(loss)(parameters, x)
     wanted = exact(model, torch.sum, x)

@@ -1,5 +1,6 @@
 """One decision for all optimizers of a guard: which of them have made their step under it."""
 
+import weakref
 from collections.abc import Sequence
 from typing import final
 
@@ -35,7 +36,7 @@ class Round:
         """Whether an optimizer's coming step is under this decision."""
         if not any(waiting is optimizer for waiting in self._waiting):
             return False
-        return not self._marks or self._marks[id(optimizer)] == _marks(optimizer)
+        return not self._marks or _are(self._marks[id(optimizer)], optimizer)
 
     def enter(self, optimizer: Optimizer) -> None:
         """Take note that an optimizer's step begins; one that then raises is not under this decision again."""
@@ -61,10 +62,22 @@ class Round:
         return len(self._waiting) == self._count
 
 
-def _marks(optimizer: Optimizer) -> list[tuple[int, int] | None]:
-    """Mark the gradients of an optimizer: which tensors, and how often they were written to."""
-    return [_mark(parameter.grad) for group in optimizer.param_groups for parameter in group["params"]]
+Mark = tuple["weakref.ref[Tensor]", int] | None
 
 
-def _mark(grad: Tensor | None) -> tuple[int, int] | None:
-    return None if grad is None else (id(grad), grad._version)
+def _marks(optimizer: Optimizer) -> list[Mark]:
+    """Mark the gradients of an optimizer: which tensors (an address may be used again), and how often written to."""
+    grads = (parameter.grad for group in optimizer.param_groups for parameter in group["params"])
+    return [None if grad is None else (weakref.ref(grad), grad._version) for grad in grads]
+
+
+def _are(marks: list[Mark], optimizer: Optimizer) -> bool:
+    """Whether an optimizer's gradients are still those that were marked."""
+    grads = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+    return len(grads) == len(marks) and all(map(_is, grads, marks))
+
+
+def _is(grad: Tensor | None, mark: Mark) -> bool:
+    if grad is None or mark is None:
+        return grad is None and mark is None
+    return mark[0]() is grad and mark[1] == grad._version

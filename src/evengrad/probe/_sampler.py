@@ -93,13 +93,12 @@ class Sampler:
         return self._layout
 
     def arm(self) -> None:
-        """Attach the hooks and forget what was seen; where they are attached already, forget only."""
+        """Attach the hooks and forget what was seen; where they are on already, forget only."""
         self._end()
         self._groups = {key: group for key, group in self._groups.items() if group.start_again()}
         self._round, self._first_input = Round(), None
-        if not self._armed:
-            for layer in self._layers:
-                layer.attach()
+        for layer in self._layers:
+            layer.attach()
         self._armed = True
 
     def disarm(self) -> None:
