@@ -64,12 +64,11 @@ class Conv1D(nn.Module):
 
 def gpt2() -> nn.Module:
     """124,439,808 parameters in 148 tensors, shaped as those of GPT-2; never run."""
-    layer = lambda: nn.ModuleList(  # noqa: E731
-        [nn.LayerNorm(768), Conv1D(768, 2304), Conv1D(768, 768)]
-        + [nn.LayerNorm(768), Conv1D(768, 3072), Conv1D(3072, 768)]
-    )
-    embeddings = [nn.Embedding(50257, 768), nn.Embedding(1024, 768)]
-    return nn.ModuleList([*embeddings, *(layer() for _ in range(12)), nn.LayerNorm(768)])
+    layers: list[nn.Module] = [nn.Embedding(50257, 768), nn.Embedding(1024, 768)]
+    for _ in range(12):
+        layers += [nn.LayerNorm(768), Conv1D(768, 2304), Conv1D(768, 768)]
+        layers += [nn.LayerNorm(768), Conv1D(768, 3072), Conv1D(3072, 768)]
+    return nn.ModuleList([*layers, nn.LayerNorm(768)])
 
 
 def small() -> nn.Module:
@@ -83,12 +82,8 @@ def as_linear(model: nn.Module) -> nn.Module:
         own = dict(module.named_parameters(recurse=False))
         if not own:
             continue
-        with torch.device("meta"):
-            weight = own["weight"]
-            if isinstance(module, Conv1D):
-                seen: nn.Module = nn.Linear(*weight.shape)
-            else:
-                seen = nn.Embedding(*weight.shape) if isinstance(module, nn.Embedding) else nn.LayerNorm(weight.shape)
+        kinds = {Conv1D: nn.Linear, nn.Embedding: nn.Embedding}
+        seen: nn.Module = kinds.get(type(module), nn.LayerNorm)(*own["weight"].shape, device="meta")
         for name, parameter in own.items():
             shape = seen.get_parameter(name).shape
             view = nn.Parameter(parameter.data.view(shape))
@@ -105,7 +100,7 @@ class Idle(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.0})
 
     def step(self, closure: object = None) -> None:
-        return None
+        """Do nothing; hooks run before and after."""
 
 
 @dataclass
@@ -115,7 +110,7 @@ class Lane:
     name: str
     act: Callable[[], object]
     base: str
-    touches: bool | None  # whether every gradient is changed, or none; None where a kernel may do as it likes
+    touches: bool  # whether every gradient is changed, or none
     guard: Guard | None = None
     hits: bool = False
     steps: bool = False  # whether the optimizer steps
@@ -150,6 +145,7 @@ class Bench:
         return optimizer
 
     def clip(self, most: float) -> Callable[[], object]:
+        """Make torch's own call."""
         return lambda: nn.utils.clip_grad_norm_(self.parameters, most)
 
     def _bare_lanes(self) -> None:
@@ -183,15 +179,14 @@ class Bench:
         for way in ("folded", "foreach", "conditional"):
             optimizer = self.fused()
             guard = Guard(self.model, optimizer, clip=ByGlobalNorm(half), apply=way)
-            touches = None if way == "folded" else True
-            self.lanes.append(
-                Lane(f"{way}, step", optimizer.step, base, touches=touches, guard=guard, hits=True, steps=True)
-            )
+            lane = Lane(f"{way}, step", optimizer.step, base, touches=True, guard=guard, hits=True, steps=True)
+            self.lanes.append(lane)  # the kernel writes back what it has folded
         optimizer = self.fused()
         guard = Guard(self.model, optimizer)
         self.lanes.append(Lane("guard, no hit, step", optimizer.step, base, touches=False, guard=guard, steps=True))
 
     def restore(self) -> None:
+        """Write the gradients anew."""
         torch._foreach_copy_(self.grads, self.kept)
 
     def block(self, lane: Lane, *, count: bool, clock: Callable[[], float]) -> None:
@@ -203,7 +198,7 @@ class Bench:
             end = clock()
             if number:
                 lane.seconds += [end - start] if count else []
-            elif lane.touches is not None:
+            else:
                 changed = sum(not torch.equal(a, b) for a, b in zip(self.grads, self.kept, strict=True))
                 expected = len(self.grads) if lane.touches else 0
                 assert changed == expected, f"{lane.name}: {changed} gradients were changed, not {expected}"
@@ -283,7 +278,9 @@ def show(workload: str, row: dict[str, object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--rounds", type=int, default=10, help="of the 124M parameters; four times as many of the small")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="with 124M parameters; with small ones four times as many"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="only the small tensors: seconds, and 100 MB")
     arguments = parser.parse_args()

@@ -21,7 +21,7 @@ the best of many noisy numbers flatters the choice, so a small regret is nothing
 error over the seeds.
 
 Where no norm was above a threshold, the training with it is the one without, and is not repeated. `--quick` is one seed
-and few steps of few trainings, to see that it runs. One thread; about fifteen minutes.
+and few steps of few trainings, to see that it runs. One thread; about seventeen minutes.
 """
 
 import argparse

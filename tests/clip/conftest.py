@@ -8,6 +8,7 @@ from evengrad.clip import (
     ByGlobalNorm,
     ByMovingAverage,
     ByPercentile,
+    ByPolyakStep,
     BySigmaWindow,
     BySmoothNorm,
     ByTensorNorm,
@@ -32,6 +33,8 @@ EXAMPLES = (
     ByMovingAverage(warmup_steps=20, rewarm_steps=None),
     ByPercentile(),
     ByPercentile(80.5, window=40),
+    ByPolyakStep(),
+    ByPolyakStep(c=0.1),
     BySigmaWindow(),
     BySigmaWindow(sigma=2.0, window=10, std_floor=0.0),
     BySmoothNorm(2.0),
@@ -69,6 +72,7 @@ def signals():
         weights[1:2] = 0
         sizes = np.arange(1, count + 1, dtype=np.float32) ** 2
         losses = np.array([loss], dtype=np.float32)
-        return Signals(loss=array(losses), sizes_P=array(sizes), weight_norms_P=array(weights))
+        lr = np.array([0.3], dtype=np.float32)
+        return Signals(loss=array(losses), lr=array(lr), sizes_P=array(sizes), weight_norms_P=array(weights))
 
     return made

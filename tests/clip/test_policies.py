@@ -1,5 +1,7 @@
 """Every policy on every array library, and what all of them promise."""
 
+from dataclasses import replace
+
 import array_api_strict
 import jax
 import jax.numpy as jnp
@@ -67,7 +69,7 @@ def ran(policy, signals, array, *, step=None, every=1):
     lengths = {name: value.shape for name, value in state.items()}
     for norms_P, loss in zip(norms_TP, losses_T, strict=True):
         given = signals(COUNT, array)
-        given = Signals(loss=array(np.array([loss])), sizes_P=given.sizes_P, weight_norms_P=given.weight_norms_P)
+        given = replace(given, loss=array(np.array([loss])))
         decision = (step or policy)(array(norms_P), state, given)
         state = decision.state
         assert {name: value.shape for name, value in state.items()} == lengths
@@ -99,12 +101,13 @@ def test_numpy_and_jax_agree(policy, signals):
 
 def test_numpy_and_compiled_jax_agree(policy, signals, on_numpy):
     @jax.jit
-    def compiled(norms_P, state, loss, sizes_P, weight_norms_P):
-        decision = policy(norms_P, state, Signals(loss=loss, sizes_P=sizes_P, weight_norms_P=weight_norms_P))
+    def compiled(norms_P, state, loss, lr, sizes_P, weight_norms_P):
+        given = Signals(loss=loss, lr=lr, sizes_P=sizes_P, weight_norms_P=weight_norms_P)
+        decision = policy(norms_P, state, given)
         return decision.norm, decision.scale, decision.skip, decision.state
 
     def step(norms_P, state, given):
-        norm, scale, skip, state = compiled(norms_P, state, given.loss, given.sizes_P, given.weight_norms_P)
+        norm, scale, skip, state = compiled(norms_P, state, given.loss, given.lr, given.sizes_P, given.weight_norms_P)
         return Decision(norm=norm, scale=scale, skip=skip, state=state)
 
     np.testing.assert_allclose(ran(policy, signals, jnp.asarray, step=step), on_numpy, rtol=1e-6, atol=1e-6)
@@ -183,7 +186,7 @@ def test_the_state_is_never_nan_whatever_comes(policy, signals, seed):
     state, given = policy.init(2), signals(2)
     for norms_P in (10 ** rng.uniform(-44, 38.4, (250, 2))).astype(np.float32):
         loss = np.float32([rng.normal() * 10 ** rng.uniform(-30, 30)])
-        given = Signals(loss=loss, sizes_P=given.sizes_P, weight_norms_P=given.weight_norms_P)
+        given = replace(given, loss=loss)
         decision = policy(norms_P, state, given)
         state = decision.state
         assert np.isfinite(decision.scale).all()

@@ -21,6 +21,7 @@ POLICIES = {
     "ByZScore": clip.ByZScore,
     "ZClip": lambda: clip.ZClip(warmup_steps=3),
     "ByMovingAverage": lambda: clip.ByMovingAverage(warmup_steps=3),
+    "ByPolyakStep": clip.ByPolyakStep,
     "BySigmaWindow": clip.BySigmaWindow,
     "BySmoothNorm": lambda: clip.BySmoothNorm(0.5),
     "NormalizedGradient": clip.NormalizedGradient,

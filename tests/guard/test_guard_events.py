@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from evengrad.clip import BySigmaWindow
+from evengrad.clip import ByPolyakStep, BySigmaWindow, SkipNonFinite
 from evengrad.guard import Guard, Rollback
 from evengrad.nouns import SettingError, TooManySkipsError
 
@@ -302,3 +302,30 @@ def test_a_log_of_events_is_silent_on_a_healthy_run(caplog):
     train(model, optimizer, guard, batches(30))
     assert (guard.skips, caplog.text) == (0, "")
     assert all(event.kind == "clipped" for event in events)
+
+
+@pytest.mark.parametrize("way", ["conditional", "foreach", "folded"])
+def test_a_learning_rate_that_is_far_too_high_is_bounded_by_the_loss_and_only_with_sgd(way):
+    def reached(make, clip):
+        model = net()
+        optimizer = make(model.parameters())
+        guard = Guard(model, optimizer, clip=clip, apply=way)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(60):
+            x = torch.randn(16, 3, generator=generator)
+            optimizer.zero_grad()
+            loss = guard.loss((model(x) - 10 * x[:, :2]).square().mean())
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach()), guard
+
+    def sgd(parameters):
+        return torch.optim.SGD(parameters, lr=5.0, fused=True)
+
+    wild, _ = reached(sgd, SkipNonFinite())
+    held, guard = reached(sgd, ByPolyakStep())
+    assert not wild < 1e3
+    assert held < 100
+    assert guard.clips > 30
+    _, other = reached(lambda p: torch.optim.AdamW(p, lr=5.0, fused=True), ByPolyakStep())
+    assert other.clips == 0

@@ -82,7 +82,7 @@ class Checkpointed(nn.Module):
 
 
 def images():
-    return torch.randn(4, 3, 8, 8)
+    return torch.randn(4, 3, 8, 9)
 
 
 def letters():
@@ -107,6 +107,13 @@ MODELS = {
     "tied": (Tied, vectors),
     "checkpointed": (lambda: Checkpointed(reentrant=False), vectors),
     "checkpointed as a whole": (lambda: Checkpointed(reentrant=False, whole=True), vectors),
+    "parametrized": (
+        lambda: nn.Sequential(
+            nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)),
+            nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)),
+        ),
+        vectors,
+    ),
     "reentrant": (lambda: Checkpointed(reentrant=True), vectors),
 }
 

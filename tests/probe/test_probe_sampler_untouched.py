@@ -137,25 +137,42 @@ def test_a_compiled_model_gives_no_readings_and_no_error(armed_first):
         assert torch.equal(compiled(x), model(x))
 
 
-def test_a_transform_of_torch_func_is_left_alone():
+def transformed():
+    """Give a model, its loss as a function of parameters and input, and the parameters."""
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(6, 6), nn.Tanh()), vectors()
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
 
-    def loss(values, one):
-        return torch.func.functional_call(model, values, (one,)).sum()
+    def loss(values, x):
+        return torch.func.functional_call(model, values, (x,)).sum()
 
-    wanted = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
-    sampler = Sampler(model)
-    sampler.arm()
-    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
-    torch.func.grad(loss)(parameters, x)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    model(x).sum().backward()
-    assert [layer.name for layer in sampler.readings(sampler.packed().tolist())] == ["0", "1"]
-    assert sampler.layout.size == 8 * (2 + 1 + 2)  # what the first module took, and rows of single examples
-    sampler.arm()
-    torch.func.grad(loss)(parameters, x)
-    wanted = exact(model, torch.sum, x)
-    found = sampled_once(model, torch.sum, x, sampler)
+    return model, loss, {name: value.detach() for name, value in model.named_parameters()}
+
+
+def test_calls_under_vmap_are_left_alone():
+    model, loss, parameters = transformed()
+    x, sampler = vectors(), Sampler(model)
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+    wanted = each(parameters, x)
+    for _ in range(2):
+        sampler.arm()
+        found = each(parameters, x)
+        each(parameters, x)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert sampler.readings(sampler.packed().tolist()) == ()
+        assert sampler.layout.size == 8 * 2  # a row for each of the two layers, used again and again
+    few = x[:2]  # as wide as the rows that were handed back
+    wanted = exact(model, torch.sum, few)
+    found = sampled_once(model, torch.sum, few, sampler)
     assert all(is_close(one, other, **CLOSE) for one, other in zip(found, wanted, strict=True))
+
+
+def test_a_training_by_torch_func_is_read_as_any_other():
+    model, loss, parameters = transformed()
+    x, sampler = vectors(), Sampler(model)
+    wanted = torch.func.grad(loss)(parameters, x)
+    sampler.arm()
+    found = torch.func.grad(loss)(parameters, x)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    layers = sampler.readings(sampler.packed().tolist())
+    sampler.disarm()
+    assert all(is_close(one, other, **CLOSE) for one, other in zip(layers, exact(model, torch.sum, x), strict=True))

@@ -10,6 +10,7 @@ from evengrad.clip._by_block_rms import ByBlockRms
 from evengrad.clip._by_global_norm import ByGlobalNorm
 from evengrad.clip._by_moving_average import ByMovingAverage
 from evengrad.clip._by_percentile import ByPercentile
+from evengrad.clip._by_polyak_step import ByPolyakStep
 from evengrad.clip._by_sigma_window import BySigmaWindow
 from evengrad.clip._by_smooth_norm import BySmoothNorm
 from evengrad.clip._by_tensor_norm import ByTensorNorm
@@ -32,6 +33,7 @@ __all__ = [
     "ByGlobalNorm",
     "ByMovingAverage",
     "ByPercentile",
+    "ByPolyakStep",
     "BySigmaWindow",
     "BySmoothNorm",
     "ByTensorNorm",

@@ -4,6 +4,7 @@ from evengrad.clip._by_block_rms import ByBlockRms
 from evengrad.clip._by_global_norm import ByGlobalNorm
 from evengrad.clip._by_moving_average import ByMovingAverage
 from evengrad.clip._by_percentile import ByPercentile
+from evengrad.clip._by_polyak_step import ByPolyakStep
 from evengrad.clip._by_sigma_window import BySigmaWindow
 from evengrad.clip._by_smooth_norm import BySmoothNorm
 from evengrad.clip._by_tensor_norm import ByTensorNorm
@@ -21,6 +22,7 @@ ALL: tuple[type[AbstractPolicy], ...] = (
     ByGlobalNorm,
     ByMovingAverage,
     ByPercentile,
+    ByPolyakStep,
     BySigmaWindow,
     BySmoothNorm,
     ByTensorNorm,

@@ -20,11 +20,13 @@ class Signals:
 
     Args:
         loss: The loss of the step, float32, shape (1,); NaN when nobody handed it over.
+        lr: The largest learning rate of SGD, float32, shape (1,); 0 where another optimizer steps.
         sizes_P: How many elements each parameter has, float32, shape (P,).
         weight_norms_P: The Euclidean norm of each parameter itself, float32, shape (P,).
     """
 
     loss: Array = None
+    lr: Array = None
     sizes_P: Array = None
     weight_norms_P: Array = None
 

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import SGD
 
 from evengrad.clip import (
     AbstractPolicy,
@@ -118,14 +119,29 @@ class Program:
         """Gather what the policies need beside the norms, on the host."""
         if not self.needs:
             return NOTHING
-        return self.signals_with(np.array([np.nan if loss is None else loss], dtype=np.float32))
+        with np.errstate(over="ignore"):  # a loss that is too large for float32 is infinite
+            return self.signals_with(np.array([np.nan if loss is None else loss], dtype=np.float32))
 
     def signals_with(self, loss: Array) -> Signals:
         """Gather what the policies need beside the norms and the loss."""
         weights = None
         if self._weights is not None:
             weights = self._weights.on_host() if self.like is None else self._weights.norms()
-        return Signals(loss=loss, sizes_P=self._sizes, weight_norms_P=weights)
+        lr = self._lr() if "lr" in self.needs else None
+        return Signals(loss=loss, lr=lr, sizes_P=self._sizes, weight_norms_P=weights)
+
+    def _lr(self) -> Array:
+        """Return the largest learning rate, where all optimizers step by it times the gradient: SGD; 0 elsewhere."""
+        plain = all(type(target.optimizer) is SGD for target in self.targets)
+        rates = [target.group["lr"] for target in self.targets] if plain else [0.0]
+        if self.like is None:
+            return np.array([max(float(rate) for rate in rates)], dtype=np.float32)
+        tensors = [rate for rate in rates if isinstance(rate, Tensor)]
+        numbers = max((float(rate) for rate in rates if not isinstance(rate, Tensor)), default=0.0)
+        largest = torch.full((1,), numbers, dtype=torch.float32, device=self.like.device)
+        for tensor in tensors[:1]:  # one tensor for all groups, as torch makes them
+            largest = torch.maximum(largest, tensor.detach().reshape(1).to(largest))
+        return largest
 
     def transform_(self, number: int) -> State | Memory:
         """Let a transform change the gradients; returns its memory after that, and keeps the one before."""

@@ -107,9 +107,11 @@ def bad_names(outcome: Outcome, names: Sequence[str]) -> tuple[str, ...]:
 def _reason(outcome: Outcome, bad: Sequence[str]) -> str:
     if outcome.overflow:
         return "the GradScaler's scale is too large for these gradients: it is looking for a smaller one"
+    lost = outcome.loss is not None and not np.isfinite(outcome.loss)
     if bad:
-        return f"gradient not finite: {shortened(tuple(bad[:NAMED]))}{_more(bad)}"
-    if outcome.loss is not None and not np.isfinite(outcome.loss):
+        said = f"gradient not finite: {shortened(tuple(bad[:NAMED]))}{_more(bad)}"
+        return f"{said}; the loss was {outcome.loss}" if lost else said
+    if lost:
         return f"loss not finite ({outcome.loss})"
     if not np.isfinite(outcome.norm):
         return "gradient not finite: no single parameter: all norms together, or a parameter that is not guarded"

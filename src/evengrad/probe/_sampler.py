@@ -44,14 +44,17 @@ class Sampler:
     once counts as it arrived last. Of a module that is called more than 64 times the last 64 calls are read.
 
     Not seen: non-linearities that are called as functions, outputs that are no plain strided tensors (nested, sharded),
-    calls under a transform of `torch.func` or in a CUDA graph, modules that were added after the sampler was made. In a
+    calls under `torch.func.vmap` or in a CUDA graph, modules that were added after the sampler was made. In a
     compiled model no hook fires: no readings, and no error.
 
     Args:
         model: The model that is trained.
 
-    Cost: At most 32 KiB of memory for each sampled call (64 MiB in all), kept from one sampled step to the next. No
-    host synchronisation.
+    Cost: About 32 KiB of memory for each sampled call (64 MiB for 2,048 of them, which is the most), kept from one
+    sampled step to the next. On one CPU thread a sampled step took 1.03 plain steps for a transformer of 10M parameters
+    and for a convolutional network, 1.01 for an LSTM, and 1.6 for a thousand layers of 8 units, where every layer takes
+    as long as its hooks. An output of more than 4,096 elements with gaps in memory is copied whole. No host
+    synchronisation.
 
     Example:
         >>> import torch
@@ -115,8 +118,8 @@ class Sampler:
             Shape (8 * R,) for R samples, float64 where the device has it, on the samples' device: the first accelerator
             where they are on several. Empty when nothing was seen. `readings` wants a host copy of it.
 
-        Cost: Some fifteen operations for each of at most nine widths, whatever the number of layers; no host
-            synchronisation.
+        Cost: Some fifteen operations for each of at most nine widths, whatever the number of layers (on a CPU for each
+            MiB of samples too); no host synchronisation.
         """
         starts: dict[Group, int] = {}
         vectors: list[Tensor] = []
@@ -217,7 +220,7 @@ class Sampler:
         row = group.row()
         try:
             row.output.take(value)
-        except RuntimeError:  # a tensor inside a transform of torch.func cannot be copied out of it
+        except RuntimeError:  # a tensor inside of vmap cannot be copied out of it
             group.give_back(row)
             return None
         return row

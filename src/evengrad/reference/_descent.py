@@ -24,7 +24,7 @@ def add_weight_decay(weights: ArrayLike, gradient: ArrayLike, *, weight_decay: f
         >>> add_weight_decay([1.0, -2.0], [0.5, 0.5], weight_decay=0.1).tolist()
         [0.6, 0.3]
 
-    Source: Krogh and Hertz, 1991, A Simple Weight Decay Can Improve Generalization, NIPS 4, equation 2.
+    Source: Krogh and Hertz, 1991, A Simple Weight Decay Can Improve Generalization, NIPS 4.
     """
     w, g = step_inputs(weights, gradient)
     return g + not_negative("weight_decay", weight_decay) * w
