@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ class Block(nn.Module):
 def resnet_like() -> nn.Module:
     """11M parameters: ResNet-18 for small images, with a convolution in every shortcut."""
     widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
-    blocks = [Block(a, b, 1 if a == b else 2) for a, b in zip(widths, widths[1:], strict=False)]
+    blocks = [Block(a, b, 1 if a == b else 2) for a, b in pairwise(widths)]
     pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
     return nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1), nn.BatchNorm2d(64), nn.ReLU(), *blocks, *pool)
 

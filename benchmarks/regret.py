@@ -7,9 +7,8 @@ averaged and a learning rate as much smaller, which is the same training, and th
 steps: gradients multiplied in a few steps ("x10": the drills of `default_policy.py`), and the character model at three
 times its learning rate with bad batches. Set up wrong: a network drawn so that it explodes, as in `thresholds.py`; a
 plain recurrent network whose recurrent weights are half as large again as orthogonal ones; two learning rates ten times
-too high. Guards apply the
-policies. Beside them, candidates for the default: ByZScore with other floors, with a threshold of 1 on top, and, with
-SGD, with a step bounded by the loss (`PolyakStep`).
+too high. Guards apply the policies. Beside them, candidates for the default: ByZScore with another floor, with a
+threshold of 1 on top, and, with SGD, with a step bounded by the loss (`ByPolyakStep`).
 
 Reached, on data held back, means of the models after the last five times ten steps: accuracy, R2, or for the character
 model 1 - loss / loss of guessing by how frequent letters are. All are 1 at best and 0 for a guess; less counts as 0.
@@ -34,10 +33,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar, final
 
 import torch
-from array_api_compat import array_namespace
 from default_policy import Job, Reader, bad_steps, convolutional, copying, digits, jobs, loss_of, reached_by
 from default_policy import deep as network
 from spikes import Speller, batch_of, corpus, held_back
@@ -49,24 +46,20 @@ from torch.nn import functional
 from evengrad.clip import (
     ALL,
     AbstractPolicy,
-    Array,
     ByBlockRms,
     ByGlobalNorm,
     ByMovingAverage,
     ByPercentile,
+    ByPolyakStep,
     BySigmaWindow,
     BySmoothNorm,
     ByTensorNorm,
     ByWeightNorm,
     ByZScore,
     Chain,
-    Decision,
     NormalizedGradient,
-    Signals,
     SkipNonFinite,
-    State,
     ZClip,
-    total_norm,
 )
 from evengrad.guard import Guard
 
@@ -80,6 +73,7 @@ POLICIES: dict[str, AbstractPolicy] = {
     "ByBlockRms": ByBlockRms(),
     "ByWeightNorm": ByWeightNorm(),
     "ByPercentile": ByPercentile(),
+    "ByPolyakStep": ByPolyakStep(),
     "ByMovingAverage": ByMovingAverage(),
     "BySigmaWindow": BySigmaWindow(),
     "Chain": Chain(BySigmaWindow(), ByGlobalNorm(1.0)),  # the recipe of OLMo: a step is skipped, the rest clipped
@@ -87,55 +81,22 @@ POLICIES: dict[str, AbstractPolicy] = {
     "ZClip": ZClip(),
 }
 KINDS = ("healthy", "bad steps", "set up wrong")
-NO_SIGNALS = Signals()
 SUMMED = "loss summed"
 COPIES = {"SkipNonFinite": "norm inf", "ByGlobalNorm": "norm 1"}  # what is in the grid already
-WITHOUT_SGD = {"and Polyak": "ByZScore", "0.1 and Polyak": "floor 0.1", "0.5 and Polyak": "floor 0.5"}  # the same there
+WITHOUT_SGD = {"and Polyak 0.5": "ByZScore", "and Polyak 1": "ByZScore", "ByPolyakStep": "norm inf"}  # the same there
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PolyakStep(AbstractPolicy):
-    """Scale all gradients so that lr * N^2, by which a step of plain descent promises to lower the loss, is no more.
-
-    No loss that counts errors falls below 0. A loss of 0 or less, and one that nobody handed over, bounds nothing.
-    Source: Loizou, Vaswani, Laradji and Lacoste-Julien, 2021, arXiv:2002.10542, SPS_max with c = 1.
-    """
-
-    lr: float
-
-    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
-
-    def init(self, count: int, *, like: Array = None) -> State:
-        """Make the state: there is none."""
-        return {}
-
-    def __call__(self, norms_P: Array, state: State, signals: Signals = NO_SIGNALS) -> Decision:
-        """Decide one step."""
-        xp = array_namespace(norms_P)
-        norm = total_norm(norms_P)
-        finite = xp.isfinite(norm)
-        counts = finite & (norm > 0.0) & (signals.loss > 0.0)
-        usable = xp.where(counts, norm, 1.0)
-        share = signals.loss / self.lr / usable / usable
-        return Decision(norm=norm, scale=xp.where(counts & (share < 1.0), share, 1.0), skip=~finite, state=state)
-
-
-def with_polyak(policy: AbstractPolicy, optimizer: torch.optim.Optimizer) -> AbstractPolicy:
+def with_polyak(c: float, optimizer: torch.optim.Optimizer) -> AbstractPolicy:
     """Bound the step by the loss too, where the step is the learning rate times the gradient."""
-    if not isinstance(optimizer, torch.optim.SGD):
-        return policy
-    return Chain(policy, PolyakStep(lr=optimizer.param_groups[0]["lr"]))
+    return Chain(ByZScore(), ByPolyakStep(c=c)) if isinstance(optimizer, torch.optim.SGD) else ByZScore()
 
 
 Clip = AbstractPolicy | Callable[[torch.optim.Optimizer], AbstractPolicy]
 CANDIDATES: dict[str, Clip] = {
     "floor 0.1": ByZScore(std_floor=0.1),
-    "floor 0.5": ByZScore(std_floor=0.5),
     "and norm 1": Chain(ByZScore(), ByGlobalNorm(1.0)),
-    "and Polyak": partial(with_polyak, ByZScore()),
-    "0.1 and Polyak": partial(with_polyak, ByZScore(std_floor=0.1)),
-    "0.5 and Polyak": partial(with_polyak, ByZScore(std_floor=0.5)),
+    "and Polyak 0.5": partial(with_polyak, 0.5),
+    "and Polyak 1": partial(with_polyak, 1.0),
 }
 assert {type(policy) for policy in POLICIES.values()} == set(ALL)
 

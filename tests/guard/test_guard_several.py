@@ -271,6 +271,7 @@ def test_a_compiled_model_is_guarded_as_any_other(way):
         nn.utils.clip_grad_norm_(other.parameters(), 0.3)
         plain.step()
     assert guard.clips == 4
+    assert guard.record.parameters == ("0.weight", "0.bias", "2.weight", "2.bias")
     close(model, other)
     torch._dynamo.reset()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from evengrad.clip import ByGlobalNorm, ByZScore, transforms
+from evengrad.clip import ByGlobalNorm, BySigmaWindow, ByZScore, transforms
 from evengrad.guard import Guard, Rollback
 from evengrad.nouns import SettingError
 
@@ -217,3 +217,13 @@ def test_a_parameter_that_is_added_later_is_transformed_from_then_on():
     assert set(before) < set(after)
     assert int(after["steps"]) == 5
     assert all(torch.isfinite(value).all() for value in after.values())
+
+
+@pytest.mark.parametrize("way", ["conditional", "foreach", "folded"])
+def test_a_step_that_a_later_policy_leaves_out_has_not_happened_for_the_first(way):
+    clip = [ByZScore(std_floor=1e6), transforms.Centralize(), BySigmaWindow(window=4)]
+    good = batches(9)
+    with_it = ran(clip, [*good[:6], good[0], *good[6:]], way, {6: 1e4})
+    assert with_it[2].skips == 1
+    mean = float(with_it[2].state_dict()["parts"][0]["memory"]["mean"])
+    assert mean == pytest.approx(float(ran(clip, good, way)[2].state_dict()["parts"][0]["memory"]["mean"]), rel=0.3)

@@ -15,6 +15,7 @@ from evengrad.guard._blame import Blame
 from evengrad.guard._choice import apply_of
 from evengrad.guard._gate import Gate
 from evengrad.guard._history import History
+from evengrad.guard._layers import Layers
 from evengrad.guard._ledger import Books
 from evengrad.guard._log import Log
 from evengrad.guard._names import dtype_name, optimizers_of
@@ -72,6 +73,9 @@ class Guard:
             multiplies, always.
         rollback: When to go back to the last good weights with a lower learning rate; None never.
         on_event: Called with an `Event` after each step that was clipped, skipped or taken back.
+        sample_every_steps: At every so many steps the layers' activations and gradients are sampled, so that the rules
+            for depth and saturation can speak of this run; None never. A sampled step is a few percent longer; on the
+            others nothing is attached to the model. A model that is compiled shows no layers.
 
     Raises:
         ModelError: The model has no parameters, or a sharded one.
@@ -106,6 +110,7 @@ class Guard:
         apply: str | None = None,
         rollback: Rollback | None = None,
         on_event: Callable[[Event], object] | None = None,
+        sample_every_steps: int | None = None,
     ) -> None:
         optimizers = optimizers_of(model, optimizer)
         check_settings(scaler, max_consecutive_skips, rollback, on_event)
@@ -117,6 +122,7 @@ class Guard:
             log=None if log is None else Log(log, plan.names, dtype_name(plan.program.parameters)),
             statistics=RunningStatistics(model, plan.program.parameters),
             keeper=None if rollback is None else Keeper(rollback, model, optimizers),
+            layers=Layers(model, sample_every_steps),
         )
         self._steps = Steps(plan, scaler, self._books, self)
 

@@ -1,7 +1,7 @@
 """The last steps as they were seen, turned into readings only when somebody asks."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evengrad.guard._outcome import Outcome
-from evengrad.nouns import Reading, Record
+from evengrad.nouns import LayerReading, Reading, Record
 
 WINDOW_STEPS = 1000
 WINDOW_NUMBERS = 4_000_000  # norms kept at most: 16 MB
@@ -24,12 +24,14 @@ class Row:
         loss: The loss where the outcome does not hold it.
         lrs: The learning rate of each group, a number or a tensor.
         outcome: What was decided; None where the guard did not see the gradients.
+        layers: Makes the readings of the layers, once; None where they were not sampled.
     """
 
     step: int
     loss: Tensor | float | None
     lrs: tuple[Any, ...]
     outcome: Outcome | None = None
+    layers: Callable[[], tuple[LayerReading, ...]] | None = None
 
     def reading(self, count: int | None = None) -> Reading:
         """Convert; with the norms of the first `count` parameters."""
@@ -49,6 +51,7 @@ class Row:
             total_norm=self.outcome.total,
             scale=self.outcome.scale,
             skipped=self.outcome.skipped,
+            layers=() if self.layers is None else self.layers(),
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from evengrad.guard._history import History, Row
+from evengrad.guard._layers import Layers
 from evengrad.guard._log import Log
 from evengrad.guard._outcome import Decided, Outcome
 from evengrad.guard._rollback import Keeper
@@ -30,6 +31,7 @@ class Books:
         log: The run log; None for none.
         statistics: The running statistics of the model.
         keeper: Snapshots to go back to; None for none.
+        layers: Samples the layers.
     """
 
     counts: Counts
@@ -37,6 +39,7 @@ class Books:
     log: Log | None
     statistics: RunningStatistics
     keeper: Keeper | None
+    layers: Layers
 
 
 @final
@@ -74,7 +77,7 @@ class Ledger:
 
     def _settle(self, row: Row, outcome: Outcome | None, names: Sequence[str], *, on_device: bool) -> None:
         books = self.books
-        settled = Row(step=row.step, loss=row.loss, lrs=row.lrs, outcome=outcome)
+        settled = Row(step=row.step, loss=row.loss, lrs=row.lrs, outcome=outcome, layers=row.layers)
         books.history.append(settled)
         if books.log is not None:
             books.log.append(settled)

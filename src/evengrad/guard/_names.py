@@ -54,7 +54,8 @@ def targets_of(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[Target
 
     A parameter that is not the model's is called by its place: `optimizer.group0.3`, `optimizer2.group0.3`.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = model.named_parameters()  # of a compiled model as they are in the model itself
+    names = {id(parameter): name.replace("_orig_mod.", "") for name, parameter in named}
     owners: dict[int, nn.Module] = {}
     last: set[int] = set()
     for module in model.modules():

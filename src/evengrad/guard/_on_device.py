@@ -65,6 +65,8 @@ class OnDevice(AbstractApply):
         unscaled = bool(program.rest) and given.by is not None
         if program.rest:
             factor, skip, smallest = self._go_on(program, given, signals, (factor, skip, smallest, states))
+        later = skip & ~(decision.skip | unsaid)  # what comes after it has left the step out: it has not happened
+        states[0] = _select(later, program.states[0], states[0])
         pairs = zip(program.states[1:], states[1:], strict=True)
         program.states = [states[0], *(_select(skip, old, new) for old, new in pairs)]
         folded = self._fold and len(factor) == 1 and bool(fold) and all(can_fold_now(optimizer) for optimizer in fold)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from evengrad.guard._attributes import relaid
 from evengrad.guard._history import Row
+from evengrad.guard._layers import Sample
 from evengrad.guard._ledger import Books, Ledger
 from evengrad.guard._outcome import Decided, Given
 from evengrad.guard._plan import Plan
@@ -44,7 +46,8 @@ class Steps:
         self.loss: Tensor | float | None = None
         self.last: Decided | None = None
         self.ledger = Ledger(books, plan.copied, plan.restore)
-        self._scaler, self._keeper = scaler, books.keeper
+        self._scaler, self._keeper, self._layers = scaler, books.keeper, books.layers
+        self._sample: Sample | None = None  # of the step that has not gone by yet
         self._round: Round | None = None  # a decision whose steps have not all come yet
         self._inside: Optimizer | None = None  # in whose step with a closure we are
         self._in_closure: Decided | None = None
@@ -66,6 +69,7 @@ class Steps:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._layers.end()
         self.plan.apply.leave_all()
         self._finish_unstepped()
         self.ledger.drain(wait=True)
@@ -161,6 +165,7 @@ class Steps:
         if self._inside is None and (self._keeper is not None or self.plan.program.rest):
             self._rates.enter(self.plan.optimizers, self.lr_factor)
         loss = averaged(self.loss) if self.plan.program.needs_loss else self.loss
+        self._sample = self._layers.take(self._loss_scale(by))
         decided = self.plan.apply.decide(self.plan.program, Given(loss=loss, by=by, found_inf=found_inf), fold)
         self.loss = None
         return decided
@@ -170,9 +175,12 @@ class Steps:
         if decided is not None and not decided.known_skipped():
             self.plan.program.after_()
         self._rates.leave()
-        row = Row(step=self.count, loss=self.loss, lrs=rates(self.plan.optimizers, self.lr_factor))
+        sampler, sample, self._sample = self._layers.sampler, self._sample, None
+        layers = None if sampler is None or sample is None else partial(sample.readings, sampler)
+        row = Row(step=self.count, loss=self.loss, lrs=rates(self.plan.optimizers, self.lr_factor), layers=layers)
         self.loss, self.last = None, decided
         self.count += 1
+        self._layers.begin(self.count)
         self.ledger.add(row, decided, self.plan.names)
 
     def _finish_unstepped(self) -> None:
@@ -197,6 +205,13 @@ class Steps:
         outcome, found_inf = self._round.decided.outcome, getattr(optimizer, "found_inf", None)
         if outcome is not None and found_inf is not None and bool(found_inf.detach().cpu().numpy() != 0):
             self._round.decided = Decided(outcome=replace(outcome, overflow=True))
+
+    def _loss_scale(self, by: Tensor | None) -> Tensor | None:
+        """Return what the loss was multiplied with, as a tensor on its device."""
+        if by is not None or not self._scaling:
+            return by
+        scale = getattr(self._scaler, "_scale", None)  # get_scale() waits for the device
+        return scale if isinstance(scale, Tensor) else None
 
     @property
     def _scaling(self) -> bool:
