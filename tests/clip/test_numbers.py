@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from evengrad import clip
-from evengrad.clip import AbstractPolicy, Decision, Number, Vector, decides_by_numbers, number_state, total_norm
+from evengrad.clip import (
+    AbstractPolicy,
+    Decision,
+    Number,
+    Signals,
+    Vector,
+    decides_by_numbers,
+    number_signals,
+    number_state,
+    total_norm,
+)
 
 QUICK = (
     clip.ByGlobalNorm(1.5),
@@ -22,7 +32,10 @@ QUICK = (
     clip.NormalizedGradient(),
     clip.SkipNonFinite(),
     clip.Chain(clip.ByZScore(), clip.ByGlobalNorm(1.5)),
+    clip.ByPolyakStep(),
+    clip.Chain(clip.ByZScore(), clip.ByPolyakStep(c=0.1)),
 )
+GIVEN = Signals(loss=np.array([0.7], dtype=np.float32), lr=np.array([0.3], dtype=np.float32))
 NOT = (clip.ByTensorNorm(1.0), clip.ByPercentile(), clip.BySigmaWindow(), clip.ByMovingAverage(), clip.ByWeightNorm())
 
 
@@ -46,8 +59,8 @@ def test_numbers_decide_as_numpy_does(policy, count):
     largest = dict.fromkeys(state, 0.0)  # what float32 has rounded off a variance after a spike stays for a while
     for norms_P in hard_norms(count):
         with np.errstate(all="ignore"):
-            plain = policy(norms_P, state)
-        quick = policy(Vector(norms_P), numbers)
+            plain = policy(norms_P, state, GIVEN)
+        quick = policy(Vector(norms_P), numbers, number_signals(0.7, 0.3))
         state, numbers = plain.state, number_state(quick.state)
         assert bool(quick.skip[0]) == bool(plain.skip[0])
         np.testing.assert_allclose(float(quick.norm[0]), float(plain.norm[0]), rtol=2e-6)

@@ -19,7 +19,7 @@ from evengrad.clip._by_zscore import ByZScore
 from evengrad.clip._chain import Chain
 from evengrad.clip._choice import ALL, policy_of
 from evengrad.clip._normalized_gradient import NormalizedGradient
-from evengrad.clip._numbers import Number, Vector, decides_by_numbers, number_state
+from evengrad.clip._numbers import Number, Vector, decides_by_numbers, number_signals, number_state
 from evengrad.clip._policy import AbstractPolicy, Array, Decision, Signals, State
 from evengrad.clip._skip_non_finite import SkipNonFinite
 from evengrad.clip._total import total_norm
@@ -49,6 +49,7 @@ __all__ = [
     "Vector",
     "ZClip",
     "decides_by_numbers",
+    "number_signals",
     "number_state",
     "policy_of",
     "total_norm",

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
-from evengrad.clip._policy import AbstractPolicy, Array, State
+from evengrad.clip._policy import AbstractPolicy, Array, Signals, State
 
 FEW = 100  # norms up to which Python's own loop is quicker than NumPy's overhead
 _TRIAL = (0.0, 1.0, 3e19, float("nan"), 2.0)
@@ -241,21 +241,27 @@ def number_state(state: State) -> State:
     return {name: Number(float(np.float32(value[0]))) for name, value in state.items()}
 
 
+def number_signals(loss: float | None, lr: float) -> Signals:
+    """Make what a policy that decides by numbers may ask for beside the norms."""
+    return Signals(loss=Number(math.nan if loss is None else loss), lr=Number(lr))
+
+
 def decides_by_numbers(policy: AbstractPolicy) -> bool:
     """Whether a policy runs on numbers and then decides as on NumPy: where its state and factor are one number each.
 
     Tried, not guessed: what it does with a few norms has to be equal.
     """
     state = policy.init(2)
-    if policy.needs or any(len(value) != 1 for value in state.values()):
+    if policy.needs - {"loss", "lr"} or any(len(value) != 1 for value in state.values()):
         return False
     numbers = number_state(state)
+    given = Signals(loss=np.array([0.5], dtype=np.float32), lr=np.array([0.25], dtype=np.float32))
     for norm in _TRIAL:
         norms_P = np.array([norm, 0.5], dtype=np.float32)
         with np.errstate(all="ignore"):
-            plain = policy(norms_P, state)
+            plain = policy(norms_P, state, given)
         try:
-            quick = policy(Vector(norms_P), numbers)
+            quick = policy(Vector(norms_P), numbers, number_signals(0.5, 0.25))
             same = len(plain.scale) == len(quick.scale) == 1 and _same(plain, quick)
         except (AttributeError, TypeError, ArithmeticError, IndexError, ValueError):
             return False  # it uses what is not here

@@ -50,8 +50,7 @@ class OnHost(AbstractApply):
         own_P = norms_P if order(first) == 2.0 else program.measured(order(first))
         if by != 1.0:
             norms_P, own_P = norms_P / np.float32(by), own_P / np.float32(by)
-        signals = program.signals(loss)
-        decision = program.decided_first(own_P, signals)
+        decision = program.decided_first(own_P, loss)
         norm = float(decision.norm[0])
         total = norm if own_P is norms_P else float(total_norm(norms_P)[0])
         skip = found_inf or bool(decision.skip[0]) or not math.isfinite(total)
@@ -64,7 +63,7 @@ class OnHost(AbstractApply):
                 unscaled = by != 1.0
                 if unscaled:
                     scale_(_grads(program), 1 / by)
-                rest, skip = self._go_on(program, signals, states)
+                rest, skip = self._go_on(program, program.signals(loss), states)
                 smallest *= rest
             if not skip:
                 program.states = states

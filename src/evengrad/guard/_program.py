@@ -22,6 +22,7 @@ from evengrad.clip import (
     State,
     Vector,
     decides_by_numbers,
+    number_signals,
     number_state,
     policy_of,
 )
@@ -105,14 +106,15 @@ class Program:
             norms = self._others.setdefault(norm_type, Norms(self.parameters, norm_type=norm_type))
         return norms.on_host() if self.like is None else norms.norms()
 
-    def decided_first(self, norms_P: Array, signals: Signals) -> Decision:
+    def decided_first(self, norms_P: Array, loss: float | None) -> Decision:
         """Let the first policy decide on the host: in plain numbers where it can, which is several times quicker."""
         state: Any = self.states[0]
         if not self.by_numbers:
-            return self.first(norms_P, state, signals)
+            return self.first(norms_P, state, self.signals(loss))
         if any(type(value) is not Number for value in state.values()):
             state = self.states[0] = number_state(state)
-        decision = self.first(Vector(norms_P), state)
+        signals = number_signals(loss, float(self._lr()[0])) if self.first.needs else NOTHING
+        decision = self.first(Vector(norms_P), state, signals)
         return replace(decision, state=number_state(decision.state))
 
     def signals(self, loss: float | None) -> Signals:
