@@ -1,8 +1,8 @@
 """What it means to decide a step and to apply the decision: the seam between the guard and the device."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -53,6 +53,8 @@ class Held:
 
     def __init__(self) -> None:
         self._held: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._noted: dict[int, tuple[Optimizer, Callable[[], None]]] = {}
+        self._cleared: set[int] = set()
 
     @property
     def there(self) -> bool:
@@ -63,20 +65,47 @@ class Held:
         """Take the gradients of an optimizer's parameters away."""
         self.release(optimizer)
         held = self._held[id(optimizer)] = []
+        self._note_zero_grad(optimizer)
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             if parameter.grad is not None:
                 held.append((parameter, parameter.grad))
                 parameter.grad = None
 
     def release(self, optimizer: Optimizer) -> None:
-        """Give them back, all or none: a new gradient means that a backward has come since."""
-        self._release(self._held.pop(id(optimizer), []))
+        """Give them back, all or none: a new gradient means that a backward has come since.
+
+        Not where the optimizer's `zero_grad` was called in the meantime, within the step or by another hook.
+        """
+        held = self._held.pop(id(optimizer), [])
+        _, undo = self._noted.pop(id(optimizer), (None, None))
+        if undo is not None:
+            undo()
+        if id(optimizer) in self._cleared:
+            self._cleared.discard(id(optimizer))
+        else:
+            self._release(held)
 
     def release_all(self) -> None:
         """Give back those of every optimizer."""
-        held, self._held = self._held, {}
-        for pairs in held.values():
-            self._release(pairs)
+        for optimizer, _ in list(self._noted.values()):
+            self.release(optimizer)
+
+    def _note_zero_grad(self, optimizer: Optimizer) -> None:
+        """Take note when the loop clears the gradients that it no longer sees."""
+        zero_grad, own = optimizer.zero_grad, "zero_grad" in vars(optimizer)
+
+        def noted(*args: Any, **kwargs: Any) -> None:
+            self._cleared.add(id(optimizer))
+            zero_grad(*args, **kwargs)
+
+        def undo() -> None:
+            if own:
+                optimizer.zero_grad = zero_grad  # type: ignore[method-assign]
+            else:
+                vars(optimizer).pop("zero_grad", None)
+
+        optimizer.zero_grad = noted  # type: ignore[method-assign]
+        self._noted[id(optimizer)] = (optimizer, undo)
 
     def _release(self, held: Sequence[tuple[Tensor, Tensor]]) -> None:
         if all(parameter.grad is None for parameter, _ in held):

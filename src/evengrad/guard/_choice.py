@@ -15,7 +15,7 @@ from evengrad.nouns import OptimizerError, SettingError
 WAYS = ("conditional", "foreach", "folded")
 
 
-def apply_of(apply: object, optimizers: Sequence[Optimizer], parts: Sequence[Part]) -> AbstractApply:
+def apply_of(apply: object, optimizers: Sequence[Optimizer], parts: Sequence[Part], *, rollback: bool) -> AbstractApply:
     """Return what an `apply=` argument means; None chooses.
 
     On a CPU the host decides: reading is free there, and nothing is written where nothing is clipped. On a CUDA device
@@ -26,6 +26,7 @@ def apply_of(apply: object, optimizers: Sequence[Optimizer], parts: Sequence[Par
         SettingError: It is none of the ways, or a transform needs the host.
     """
     needy = [type(part).__name__ for part in parts if isinstance(part, AbstractTransform) and part.needs_host]
+    needy += ["a rollback"] if rollback else []  # it has to happen at the same step in every process
     unable = [optimizer for optimizer in optimizers if not can_fold(optimizer)]
     if apply is None:
         devices = {p.device.type for one in optimizers for group in one.param_groups for p in group["params"]}

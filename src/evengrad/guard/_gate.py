@@ -12,21 +12,24 @@ class Gate:
 
     Args:
         scheduler: The scheduler; it is not changed.
+        steps: How many steps of optimizers have begun.
         skipped: Whether the last step was skipped.
 
     Raises:
         SettingError: It has no `step`.
     """
 
-    def __init__(self, scheduler: Any, skipped: Callable[[], bool]) -> None:
+    def __init__(self, scheduler: Any, steps: Callable[[], int], skipped: Callable[[], bool]) -> None:
         if not callable(getattr(scheduler, "step", None)):
             raise SettingError("scheduler", came=type(scheduler).__name__, wanted="an object with a step()")
         self._scheduler = scheduler
-        self._skipped = skipped
+        self._steps, self._skipped = steps, skipped
+        self._before = steps()
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Advance the schedule, unless the last step was skipped."""
-        if not self._skipped():
+        """Advance the schedule, unless the last step was skipped, or was left out by a scaler or the loop."""
+        before, self._before = self._before, self._steps()
+        if self._before > before and not self._skipped():
             self._scheduler.step(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -115,7 +115,7 @@ class Guard:
         optimizers = optimizers_of(model, optimizer)
         check_settings(scaler, max_consecutive_skips, rollback, on_event)
         parts = parts_of(clip)
-        plan = Plan(model, optimizers, parts, apply_of(apply, optimizers, parts))
+        plan = Plan(model, optimizers, parts, apply_of(apply, optimizers, parts, rollback=rollback is not None))
         self._books = Books(
             counts=Counts(max_consecutive_skips, Blame(model, plan.names), on_event),
             history=History(len(plan.names)),
@@ -123,6 +123,7 @@ class Guard:
             statistics=RunningStatistics(model, plan.program.parameters),
             keeper=None if rollback is None else Keeper(rollback, model, optimizers),
             layers=Layers(model, sample_every_steps),
+            scaled=scaler is not None,
         )
         self._steps = Steps(plan, scaler, self._books, self)
 
@@ -159,7 +160,7 @@ class Guard:
     @property
     def skipped(self) -> Tensor:
         """Whether the last step was left out: a 0-d bool tensor on the parameters' device; False before the first."""
-        last = self._steps.last
+        last = self._steps.in_force
         if last is not None and last.skip is not None:
             return last.skip != 0
         return torch.full((), last is not None and last.known_skipped(), device=self._steps.plan.device)
@@ -167,7 +168,7 @@ class Guard:
     @property
     def last_norm(self) -> Tensor:
         """The total norm of the last step before clipping, as `clip_` returns it; NaN before the first."""
-        last = self._steps.last
+        last = self._steps.in_force
         return self._norm(last) if last is not None else self._number(math.nan)
 
     @property
@@ -225,7 +226,7 @@ class Guard:
 
         Cost: Where the device decides, each `step()` waits for it: the host has to know.
         """
-        return Gate(scheduler, lambda: bool(self.skipped))
+        return Gate(scheduler, lambda: self._steps.begun, lambda: bool(self.skipped))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the guard remembers, for a checkpoint; `torch.load(weights_only=True)` reads it.
@@ -258,8 +259,9 @@ class Guard:
         self._books.counts.skips, self._books.counts.in_a_row = counts["skips"], counts["skips_in_row"]
         self._books.counts.clips = counts["clips"]
         if self._books.keeper is not None:
-            self._books.keeper.lr_factor, self._books.keeper.count = lr_factor, counts["rollbacks"]
-        self._steps.forget()
+            self._books.keeper.start_anew(counts["rollbacks"])
+        self._steps.forget(lr_factor)
+        self._books.statistics.keep()
 
     def detach(self) -> None:
         """Remove the hooks, give back what is held, end the log; a second call does nothing."""
@@ -269,6 +271,7 @@ class Guard:
         if not self._steps.attached:
             return
         self._books.counts.close()
+        self._books.statistics.end()
         try:
             self._steps.detach()
         finally:
@@ -300,4 +303,6 @@ class Guard:
         return self._number(math.nan if decided.outcome is None else decided.outcome.norm)
 
     def _number(self, value: float) -> Tensor:
+        if abs(value) > torch.finfo(torch.float32).max:
+            value = math.copysign(math.inf, value)
         return torch.full((), value, dtype=torch.float32, device=self._steps.plan.device)

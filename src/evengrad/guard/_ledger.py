@@ -32,6 +32,7 @@ class Books:
         statistics: The running statistics of the model.
         keeper: Snapshots to go back to; None for none.
         layers: Samples the layers.
+        scaled: Whether there is a GradScaler, which leaves steps out by itself: what a bad batch has spoilt then stays.
     """
 
     counts: Counts
@@ -40,6 +41,7 @@ class Books:
     statistics: RunningStatistics
     keeper: Keeper | None
     layers: Layers
+    scaled: bool = False
 
 
 @final
@@ -93,7 +95,7 @@ class Ledger:
         statistics = self.books.statistics
         if not outcome.skipped:
             if not on_device:
-                statistics.keep()
+                statistics.keep(finite_only=self.books.scaled)
         elif on_device:
             statistics.put_back(bad_only=True)
         elif not outcome.overflow or statistics.spoiled():

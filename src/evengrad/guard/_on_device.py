@@ -55,24 +55,24 @@ class OnDevice(AbstractApply):
         loss_1 = _as_vector(given.loss, norms_P)
         signals = program.signals_with(loss_1)
         decision = first(own_P, program.states[0], signals)
-        overflow = _flag(given.found_inf, norms_P)
+        found = _flag(given.found_inf, norms_P)
         total = decision.norm if own_P is norms_P else total_norm(norms_P)
-        skip = decision.skip | overflow | ~torch.isfinite(total)
+        own = decision.skip & ~found & torch.isfinite(total)  # a skip of the policy's own, which it may remember
+        skip = decision.skip | found | ~torch.isfinite(total)
         factor = torch.where(skip, torch.ones_like(decision.scale), decision.scale)
-        unsaid = overflow | ~torch.isfinite(total)  # a skip that is not the policy's: it may remember its own
-        states: list[Any] = [_select(unsaid, program.states[0], decision.state)]
+        states: list[Any] = [(decision.state, own)]
         smallest = factor.min().reshape(1)
         unscaled = bool(program.rest) and given.by is not None
         if program.rest:
             factor, skip, smallest = self._go_on(program, given, signals, (factor, skip, smallest, states))
-        later = skip & ~(decision.skip | unsaid)  # what comes after it has left the step out: it has not happened
-        states[0] = _select(later, program.states[0], states[0])
-        pairs = zip(program.states[1:], states[1:], strict=True)
-        program.states = [states[0], *(_select(skip, old, new) for old, new in pairs)]
+        program.states = [
+            _select(skip & ~own, old, new) for old, (new, own) in zip(program.states, states, strict=True)
+        ]
         folded = self._fold and len(factor) == 1 and bool(fold) and all(can_fold_now(optimizer) for optimizer in fold)
         if not folded:
             scale_by_([parameter.grad for parameter in program.parameters], factor)
-        numbers = torch.cat([norms_P, total, decision.norm, smallest, skip.to(norms_P), overflow.to(norms_P), loss_1])
+        flags = torch.cat([skip, found & _search(given, loss_1)]).to(norms_P)
+        numbers = torch.cat([norms_P, total, decision.norm, smallest, flags, loss_1])
         return Decided(
             packed=Packed(numbers, has_loss=given.loss is not None),
             skip=skip.to(torch.float32).reshape(()),
@@ -114,9 +114,9 @@ class OnDevice(AbstractApply):
                 skip = skip | decision.skip
                 factor = torch.where(skip, torch.ones_like(decision.scale), decision.scale)
                 smallest = smallest * factor.min()
-                states.append(decision.state)
+                states.append((decision.state, decision.skip))
             else:
-                states.append(program.transform_(number))
+                states.append((program.transform_(number), torch.zeros_like(skip)))
         return torch.ones_like(smallest) if factor is None else factor, skip, smallest
 
 
@@ -139,6 +139,14 @@ def _flag(found_inf: Tensor | None, like: Tensor) -> Tensor:
     if found_inf is None:
         return torch.zeros(1, dtype=torch.bool, device=like.device)
     return found_inf.detach().reshape(1).to(like.device, non_blocking=True) != 0
+
+
+def _search(given: Given, loss_1: Tensor) -> Tensor:
+    """Whether a scaler that has found something is looking for its scale, as `is_search` says on the host."""
+    fine = torch.ones(1, dtype=torch.bool, device=loss_1.device)
+    if given.loss is not None:
+        fine = torch.isfinite(loss_1)
+    return fine if given.scale is None else fine & (given.scale.detach().reshape(1).to(loss_1) > 1.0)
 
 
 def _select(skip: Tensor, old: dict[str, Array], new: dict[str, Array]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from evengrad.clip import AbstractPolicy, Array, Decision, total_norm
 from evengrad.guard._apply import AbstractApply, Held
 from evengrad.guard._attributes import Attributes
-from evengrad.guard._outcome import Decided, Given, Outcome
+from evengrad.guard._outcome import Decided, Given, Outcome, is_search
 from evengrad.guard._program import Program, order
 from evengrad.measure import scale_, scale_each_
 
@@ -44,7 +44,7 @@ class OnHost(AbstractApply):
 
     def decide(self, program: Program, given: Given, fold: Sequence[Optimizer]) -> Decided:
         """Measure, decide, and change the gradients; a skip leaves every memory as it was."""
-        by, found_inf, loss = _read(given)
+        by, found_inf, loss, scale = _read(given)
         norms_P = program.measured(2.0)
         first = program.first
         own_P = norms_P if order(first) == 2.0 else program.measured(order(first))
@@ -75,7 +75,7 @@ class OnHost(AbstractApply):
             norm=norm,
             scale=1.0 if skip else smallest,
             skipped=skip,
-            overflow=found_inf,
+            overflow=found_inf and is_search(loss, scale),
             loss=loss,
         )
         return Decided(outcome=outcome, unscaled=unscaled)
@@ -106,6 +106,7 @@ class OnHost(AbstractApply):
             if isinstance(part, AbstractPolicy):
                 decision = part(program.measured(order(part)), program.states[number], signals)
                 if bool(decision.skip[0]):
+                    program.states[number] = decision.state  # a policy may remember what it has left out
                     return 1.0, True
                 smallest *= self._multiply(program, decision)
                 states.append(decision.state)
@@ -131,15 +132,15 @@ def _grads(program: Program) -> list[Tensor | None]:
     return [parameter.grad for parameter in program.parameters]
 
 
-def _read(given: Given) -> tuple[float, bool, float | None]:
+def _read(given: Given) -> tuple[float, bool, float | None, float | None]:
     """Read the numbers beside the norms: on a CPU their own memory, on an accelerator by one copy."""
-    loss = given.loss
-    if given.by is None and given.found_inf is None and not isinstance(loss, Tensor):
-        return 1.0, False, loss
-    tensors = {"by": given.by, "found_inf": given.found_inf, "loss": loss if isinstance(loss, Tensor) else None}
-    there = {name: one.detach().reshape(1).to(torch.float64) for name, one in tensors.items() if one is not None}
-    device = next((one.device for one in there.values() if one.device.type != "cpu"), torch.device("cpu"))
-    packed = torch.cat([one.to(device) for one in there.values()]) if len(there) > 1 else next(iter(there.values()))
-    numbers = dict(zip(there, packed.cpu().numpy().tolist(), strict=True))
-    read_loss = numbers.get("loss", loss if not isinstance(loss, Tensor) else None)
-    return numbers.get("by", 1.0), numbers.get("found_inf", 0.0) != 0, read_loss
+    fields = {"by": given.by, "found_inf": given.found_inf, "scale": given.scale, "loss": given.loss}
+    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    loss = None if isinstance(given.loss, Tensor) else given.loss
+    if not tensors:
+        return 1.0, False, loss, None
+    there = [one.detach().reshape(1).to(torch.float64) for one in tensors.values()]
+    device = next((one.device for one in there if one.device.type != "cpu"), torch.device("cpu"))
+    packed = torch.cat([one.to(device) for one in there]) if len(there) > 1 else there[0]
+    numbers = dict(zip(tensors, packed.cpu().numpy().tolist(), strict=True))
+    return numbers.get("by", 1.0), numbers.get("found_inf", 0.0) != 0, numbers.get("loss", loss), numbers.get("scale")

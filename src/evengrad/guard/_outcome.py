@@ -1,5 +1,6 @@
 """What was measured before a step and what was decided for it."""
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -16,12 +17,22 @@ class Given:
     Args:
         loss: Its loss; None when nobody handed it over.
         by: What a GradScaler has multiplied the gradients with; None when nothing.
+        scale: A GradScaler's scale, where it is known; also when the gradients were divided by it already.
         found_inf: Not zero when a GradScaler has found a gradient that is not finite; None without one.
     """
 
     loss: Tensor | float | None = None
     by: Tensor | None = None
+    scale: Tensor | None = None
     found_inf: Tensor | None = None
+
+
+def is_search(loss: float | None, scale: float | None) -> bool:
+    """Whether a GradScaler that has found an infinite gradient is looking for its scale, and nothing is wrong.
+
+    Not where the loss itself is not finite, and not where nothing is scaled up any more.
+    """
+    return (loss is None or math.isfinite(loss)) and (scale is None or scale > 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

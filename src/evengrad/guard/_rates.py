@@ -6,30 +6,42 @@ from typing import Any, final
 from torch import Tensor
 from torch.optim import Optimizer
 
+Group = dict[str, Any]
+
 
 @final
 class Rates:
-    """Change learning rates within a step and put them back after it, whoever changed them."""
+    """Put learning rates back that were changed for one step, except where somebody else has set another since."""
 
     def __init__(self) -> None:
-        self._before: list[tuple[dict[str, Any], Any]] = []
+        self._seen: list[tuple[Group, Any]] = []
+        self._changed: list[tuple[Group, Any, Any]] = []
 
-    def enter(self, optimizers: Sequence[Optimizer], factor: float) -> None:
-        """Put back what an earlier call has changed, remember the learning rates of optimizers, and multiply them."""
-        self.leave()
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                lr = group.get("lr")
-                if lr is not None:
-                    if factor != 1.0:
-                        group["lr"] = lr * factor
-                    self._before.append((group, lr))
+    def watch(self, optimizers: Sequence[Optimizer]) -> None:
+        """Remember the learning rates as they are."""
+        self._seen = [(group, group["lr"]) for one in optimizers for group in one.param_groups if "lr" in group]
+
+    def changed(self) -> None:
+        """Take note of those that are others now."""
+        for group, before in self._seen:
+            if group["lr"] is not before:
+                self._changed.append((group, before, group["lr"]))
+        self._seen = []
+
+    def multiply(self, optimizer: Optimizer, factor: float) -> None:
+        """Multiply an optimizer's learning rates."""
+        if factor != 1.0:
+            self.watch([optimizer])
+            for group, lr in self._seen:
+                group["lr"] = lr * factor
+            self.changed()
 
     def leave(self) -> None:
-        """Put them back."""
-        before, self._before = self._before, []
-        for group, lr in before:
-            group["lr"] = lr
+        """Put back what was changed, the last first."""
+        changed, self._changed = self._changed, []
+        for group, before, ours in reversed(changed):
+            if group["lr"] is ours:
+                group["lr"] = before
 
 
 def rates(optimizers: Sequence[Optimizer], factor: float) -> tuple[Any, ...]:

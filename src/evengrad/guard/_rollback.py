@@ -72,6 +72,7 @@ class Snapshot:
     step: int
     loss: float | None
     tensors: list[tuple[Tensor, Tensor]]
+    buffers: list[tuple[nn.Module, str, Tensor]]
     optimizers: list[dict[str, Any]]
     memory: Any
 
@@ -88,6 +89,21 @@ class Keeper:
         self._good_steps = 0
         self.lr_factor = 1.0
         self.count = 0
+
+    @property
+    def judges_loss(self) -> bool:
+        """Whether it goes back for the sake of the loss."""
+        return self._settings.loss_factor is not None
+
+    def start_anew(self, count: int) -> None:
+        """Forget what was kept: the run goes on from elsewhere.
+
+        Args:
+            count: How often it had gone back there.
+        """
+        self._snapshots.clear()
+        self._loss, self._good_steps = None, 0
+        self.count, self.lr_factor = count, 1.0
 
     def good(self, step: int, loss: float | None, memory: Any) -> None:
         """Take note of a step that went well; take a snapshot when it is time.
@@ -125,6 +141,12 @@ class Keeper:
         with torch.no_grad():
             for tensor, kept in snapshot.tensors:
                 tensor.copy_(kept)
+            for module, name, kept in snapshot.buffers:
+                now = module._buffers.get(name)  # it may have been assigned anew
+                if now is None or now.shape != kept.shape:
+                    module._buffers[name] = kept.clone()
+                else:
+                    now.copy_(kept)
         for optimizer, state in zip(self._optimizers, snapshot.optimizers, strict=True):
             optimizer.state.clear()
             optimizer.state.update(_copied(state))
@@ -134,7 +156,12 @@ class Keeper:
         return snapshot.step, snapshot.memory
 
     def _taken(self, step: int, memory: Any) -> Snapshot:
-        tensors = [*self._model.parameters(), *self._model.buffers()]
+        tensors = list(self._model.parameters())
+        buffers = [
+            (module, name, buffer.detach().clone())
+            for module in self._model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
         known = {id(tensor) for tensor in tensors}
         groups = (group["params"] for optimizer in self._optimizers for group in optimizer.param_groups)
         tensors += [parameter for group in groups for parameter in group if id(parameter) not in known]
@@ -142,6 +169,7 @@ class Keeper:
             step=step,
             loss=self._loss,
             tensors=[(tensor, tensor.detach().clone()) for tensor in tensors],
+            buffers=buffers,
             optimizers=[_copied(optimizer.state) for optimizer in self._optimizers],
             memory=memory,
         )
@@ -150,4 +178,4 @@ class Keeper:
 def _copied(state: Any) -> dict[Any, Any]:
     """Copy what an optimizer remembers of each parameter; the parameters stay the keys."""
     with torch.no_grad():
-        return {key: copy.deepcopy(dict(value)) for key, value in state.items()}
+        return {key: copy.deepcopy(value) for key, value in state.items()}

@@ -32,6 +32,9 @@ def check_settings(scaler: object, max_consecutive_skips: object, rollback: obje
         raise SettingError("scaler", came=type(scaler).__name__, wanted="a torch.amp.GradScaler or None")
     if rollback is not None and not isinstance(rollback, Rollback):
         raise SettingError("rollback", came=type(rollback).__name__, wanted="a Rollback or None")
+    if isinstance(rollback, Rollback) and max_consecutive_skips < rollback.after_skips:  # type: ignore[operator]
+        came = f"{max_consecutive_skips}, below the rollback's after_skips={rollback.after_skips}"
+        raise SettingError("max_consecutive_skips", came=came, wanted="at least that many: it ends the run before")
     if on_event is not None and not callable(on_event):
         raise SettingError("on_event", came=type(on_event).__name__, wanted="a function of one Event, or None")
 
@@ -45,9 +48,13 @@ def loss_of(loss: object) -> Tensor | float:
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise LossError("loss", came=f"shape {tuple(loss.shape)}", wanted="a scalar", advice="reduce it: .mean()")
-        loss = loss.detach()
+        if loss.is_complex():
+            raise LossError(
+                "loss", came="a complex number", wanted="a real one", advice="take its real part or modulus"
+            )
+        loss = loss.detach().reshape(())
         if loss.device.type == "cpu":
-            return float(loss.to(torch.float64).numpy()) if loss.dtype is torch.bfloat16 else float(loss.numpy())
+            return float((loss.float() if loss.dtype is torch.bfloat16 else loss).numpy())
         return loss.clone()  # a replayed CUDA graph writes its loss in place
     try:
         return float(loss)  # type: ignore[arg-type]
@@ -74,6 +81,24 @@ def is_nested(optimizer: Optimizer) -> bool:
     return steps > 1
 
 
+def found_inf_of(scaler: Any, optimizers: Sequence[Optimizer]) -> Tensor | None:
+    """Return what a GradScaler has found when it unscaled: not zero for something; None where it does not tell."""
+    find = getattr(scaler, "_found_inf_per_device", None)
+    found = [] if find is None else [one for optimizer in optimizers for one in find(optimizer).values()]
+    return torch.stack([one.reshape(()).to(found[0].device) for one in found]).sum() if found else None
+
+
+def in_a_scaler() -> bool:
+    """Whether a GradScaler is calling; asked once, where several optimizers step and no scaler was given."""
+    frame = sys._getframe()
+    while frame is not None:
+        scaler = frame.f_locals.get("self")
+        if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled():
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
 def unscale(scaler: Any, optimizer: Optimizer) -> None:
     """Unscale the gradients unless the loop has; a scaler says only by raising that it has."""
     try:
@@ -83,12 +108,16 @@ def unscale(scaler: Any, optimizer: Optimizer) -> None:
             raise
 
 
-def averaged(loss: Tensor | float | None) -> Tensor | float | None:
-    """Average a loss over the processes of a distributed run, so that all of them decide alike."""
+def averaged(loss: Tensor | float | None, device: torch.device) -> Tensor | float | None:
+    """Average a loss over those processes of a distributed run that know it, so that all of them decide alike.
+
+    A collective: every process calls it at each step, whether it knows the loss or not.
+    """
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if loss is None or not there or torch.distributed.get_world_size() == 1:
+    if not there or torch.distributed.get_world_size() == 1:
         return loss
-    total = loss.to(torch.float32) if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float32)
-    total = total.clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
+    mine = torch.zeros(2, dtype=torch.float32, device=device)  # the sum, and of how many
+    if loss is not None:
+        mine[0], mine[1] = loss, 1.0
+    torch.distributed.all_reduce(mine)
+    return mine[0] / mine[1]  # not a number where nobody has handed it over

@@ -1,7 +1,7 @@
 """Running statistics of normalisation layers, which a bad batch spoils although its step is skipped."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,24 @@ class RunningStatistics:
 
     Args:
         model: Whose batch and instance norms are kept.
-        parameters: The guarded ones: a layer all of whose own parameters are others' is left to another guard.
+        parameters: The guarded ones: a layer that is trained, but not by them, is left to another guard.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
         guarded = {id(parameter) for parameter in parameters}
         layers = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
-        self._layers = [
-            layer
-            for layer in layers
-            if not (own := [id(parameter) for parameter in layer.parameters()]) or not guarded.isdisjoint(own)
-        ]
+        self._layers = [layer for layer in layers if not _elsewhere(layer, guarded)]
         self._kept: list[Tensor] = []
+        self._hook: Any = None
+        if self._layers:
+            self._hook = model.register_load_state_dict_post_hook(lambda *_: self.keep())
         self.keep()
+
+    def end(self) -> None:
+        """Let the model go."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def keep(self, *, finite_only: bool = False) -> None:
         """Remember them as they are now.
@@ -83,3 +88,9 @@ class RunningStatistics:
 
 def _kind(buffer: Tensor) -> tuple[torch.Size, torch.device, torch.dtype]:
     return buffer.shape, buffer.device, buffer.dtype
+
+
+def _elsewhere(layer: nn.Module, guarded: set[int]) -> bool:
+    """Whether a layer is trained by an optimizer that is not guarded here."""
+    own = list(layer.parameters())
+    return any(one.requires_grad for one in own) and not any(id(one) in guarded for one in own)

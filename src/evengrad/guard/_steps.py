@@ -14,11 +14,11 @@ from evengrad.guard._attributes import relaid
 from evengrad.guard._history import Row
 from evengrad.guard._layers import Sample
 from evengrad.guard._ledger import Books, Ledger
-from evengrad.guard._outcome import Decided, Given
+from evengrad.guard._outcome import Decided, Given, is_search
 from evengrad.guard._plan import Plan
 from evengrad.guard._rates import Rates, rates
 from evengrad.guard._rounds import Round
-from evengrad.guard._settings import averaged, has_closure, is_nested, owner, unscale
+from evengrad.guard._settings import averaged, found_inf_of, has_closure, in_a_scaler, is_nested, owner, unscale
 from evengrad.guard._skips import LOGGER
 from evengrad.nouns import OptimizerError, SettingError, UnguardedStepWarning
 
@@ -43,6 +43,9 @@ class Steps:
             raise OptimizerError("optimizer", came="one with a guard", wanted="one without", advice=advice)
         self.plan, self.guard = plan, guard
         self.count = 0
+        self.begun = 0  # steps of optimizers, those within a round and those that raised too
+        self._lr_factor = 1.0
+        self._evaluations = 0  # of the closure of the step that is going on
         self.loss: Tensor | float | None = None
         self.last: Decided | None = None
         self.ledger = Ledger(books, plan.copied, plan.restore)
@@ -74,9 +77,20 @@ class Steps:
         self._finish_unstepped()
         self.ledger.drain(wait=True)
 
-    def forget(self) -> None:
-        """Forget a decision that no step has followed."""
+    @property
+    def in_force(self) -> Decided | None:
+        """The last decision: the one whose steps have not all come yet, or the one that went by."""
+        return self.last if self._round is None else self._round.decided
+
+    def forget(self, lr_factor: float) -> None:
+        """Forget a decision that no step has followed, and go on with another factor of the learning rate."""
         self._round = None
+        self._lr_factor = lr_factor
+
+    @property
+    def lr_factor(self) -> float:
+        """What learning rates are multiplied with: what a rollback has made of them, here and before a checkpoint."""
+        return self._lr_factor * (1.0 if self._keeper is None else self._keeper.lr_factor)
 
     def clip_(self) -> Decided:
         """Decide now, before the step; in a closure for the step that is going on.
@@ -89,13 +103,19 @@ class Steps:
         if self._inside is None:
             self.plan.apply.leave_all()
             self._finish_unstepped()
-        self._unscale_all()
-        decided = self._decided(fold=())
-        if self._inside is not None:
-            self._in_closure = decided
-            self.plan.apply.enter(decided, self._inside)
-        else:
+        found_inf = None
+        if self._scaling:
+            self._unscale_all()
+            found_inf = found_inf_of(self._scaler, self.plan.optimizers)
+        decided = self._decided(None, found_inf, fold=())
+        if self._inside is None:
             self._round = Round(decided, self.plan.optimizers)
+            return decided
+        self._evaluations += 1
+        if self._evaluations > 1 and any(group.get("line_search_fn") for group in self._inside.param_groups):
+            return decided  # a line search copes with what is not finite; it does not with gradients that are not there
+        self._in_closure = decided
+        self.plan.apply.enter(decided, self._inside)
         return decided
 
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,17 +127,19 @@ class Steps:
             self._stepping = [one for one in self._stepping if one is not optimizer]
         self._stepping.append(optimizer)
         self._nested = 0
+        self.begun += 1
         self.plan.apply.leave(optimizer)  # what a step that raised has left behind
         self._inside = self._in_closure = None
         if has_closure(args, kwargs):
-            self._inside, self._round = optimizer, None
-            self._rates.enter([optimizer], self.lr_factor)
+            self._inside, self._round, self._evaluations = optimizer, None, 0
+            self._rates.multiply(optimizer, self.lr_factor)
             return
         if self._round is None or not self._round.is_for(optimizer):
             self._finish_unstepped()
             self._round = Round(self._decided_for(optimizer), self.plan.optimizers)
         elif self._round.decided.known_skipped():
             self._note_overflow(optimizer)
+        self._rates.multiply(optimizer, self.lr_factor)
         self._round.enter(optimizer)
         self.plan.apply.enter(self._round.decided, optimizer)
 
@@ -146,7 +168,7 @@ class Steps:
         by, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
         if len(self.plan.optimizers) == 1:
             return self._decided(by, found_inf, fold=self.plan.optimizers)
-        if by is not None and not self._scaling:
+        if not self._scaling and (by is not None or (self.begun == 1 and in_a_scaler())):
             raise SettingError("scaler", came="None, with several optimizers under one", wanted="the GradScaler")
         if not self._scaling:
             return self._decided(fold=self.plan.optimizers)
@@ -162,11 +184,14 @@ class Steps:
             if relaid(optimizer) and not self._said_relaid:
                 self._said_relaid = True
                 LOGGER.warning("gradients laid out unlike their parameters: copied, for fused kernels misread them")
-        if self._inside is None and (self._keeper is not None or self.plan.program.rest):
-            self._rates.enter(self.plan.optimizers, self.lr_factor)
-        loss = averaged(self.loss) if self.plan.program.needs_loss else self.loss
-        self._sample = self._layers.take(self._loss_scale(by))
-        decided = self.plan.apply.decide(self.plan.program, Given(loss=loss, by=by, found_inf=found_inf), fold)
+        self._rates.watch(self.plan.optimizers if self.plan.program.rest else ())
+        judged = self.plan.program.needs_loss or (self._keeper is not None and self._keeper.judges_loss)
+        loss = averaged(self.loss, self.plan.device) if judged else self.loss
+        scale = self._loss_scale(by)
+        self._sample = self._layers.take(scale)
+        given = Given(loss=loss, by=by, scale=scale, found_inf=found_inf)
+        decided = self.plan.apply.decide(self.plan.program, given, fold)
+        self._rates.changed()  # by transforms, for this step
         self.loss = None
         return decided
 
@@ -193,17 +218,27 @@ class Steps:
         self._rates.leave()
         if round_ is None:
             return
-        decided = round_.decided
+        before = 0 if self._keeper is None else self._keeper.count
         if round_.begun:
-            self._finish(decided)
-        elif round_.untouched and decided.known_skipped() and decided.outcome is not None:
-            self._finish(Decided(outcome=replace(decided.outcome, overflow=self._scaling)))
+            self._finish(round_.decided)
+        elif round_.untouched:
+            outcome = round_.decided.read()  # where the device has decided it is waited for: no step followed
+            if outcome.skipped:
+                scale = self._loss_scale(None)
+                number = None if scale is None else float(scale.detach().cpu().numpy())
+                overflow = self._scaling and is_search(outcome.loss, number)
+                self._finish(Decided(outcome=replace(outcome, overflow=overflow)))
+        if self._keeper is not None and self._keeper.count > before:
+            for parameter in self.plan.program.parameters:
+                parameter.grad = None  # these gradients are of weights that were given up
 
     def _note_overflow(self, optimizer: Optimizer) -> None:
         """Tell a scaler's overflow from a fault, where `clip_()` has decided before the scaler's step."""
         assert self._round is not None
         outcome, found_inf = self._round.decided.outcome, getattr(optimizer, "found_inf", None)
-        if outcome is not None and found_inf is not None and bool(found_inf.detach().cpu().numpy() != 0):
+        if outcome is None or found_inf is None or self._scaling:
+            return  # a scaler that the guard knows was asked by clip_()
+        if bool(found_inf.detach().cpu().numpy() != 0) and is_search(outcome.loss, None):
             self._round.decided = Decided(outcome=replace(outcome, overflow=True))
 
     def _loss_scale(self, by: Tensor | None) -> Tensor | None:
@@ -221,10 +256,6 @@ class Steps:
         if self._scaling:
             for optimizer in self.plan.optimizers:
                 unscale(self._scaler, optimizer)
-
-    @property
-    def lr_factor(self) -> float:
-        return 1.0 if self._keeper is None else self._keeper.lr_factor
 
     def _warn_unguarded(self, optimizer: Optimizer, decided: Decided | None) -> None:
         if decided is None and not self._warned:

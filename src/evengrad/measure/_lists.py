@@ -34,6 +34,7 @@ class Lists:
         order = [place for _, places in self._together for place in places] + self._alone
         self._order_of = torch.tensor(order, dtype=torch.int64, device=device)
         self._count = len(tensors)
+        self._some: tuple[list[int], Tensor] | None = None
 
     def norms(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Measure; the norm of what is not there, or empty, is 0.
@@ -62,7 +63,11 @@ class Lists:
         result = torch.zeros(self._count, dtype=torch.float32, device=self._device)
         if not pieces:
             return result
-        where = self._order_of if complete else torch.tensor(places, dtype=torch.int64).to(self._device)
+        where = self._order_of
+        if not complete:
+            if self._some is None or self._some[0] != places:  # copied when another set of gradients is missing
+                self._some = (places, torch.tensor(places, dtype=torch.int64).to(self._device))
+            where = self._some[1]
         return result.index_copy_(0, where, torch.cat(pieces))
 
     def _any(self, tensor: Tensor) -> Tensor:
