@@ -20,7 +20,7 @@ FUSED = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.5, fused=True),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1, fused=True),
 }
-WAYS = ("conditional", "foreach", "folded")
+WAYS = (None, "conditional", "foreach", "folded")
 
 
 def net(seed=0):
@@ -234,7 +234,7 @@ def test_an_unknown_way_is_refused(apply):
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        (None, "conditional multiply, decided on the host: free on a CPU"),
+        (None, "folded into the fused step where it clips, decided on the host: free on a CPU"),
         ("conditional", "conditional multiply, decided on the host: free on a CPU"),
         ("foreach", "foreach multiply, decided on the device: waits only where the optimizer is not fused"),
         ("folded", "folded into the fused step, decided on the device: never waits"),

@@ -10,7 +10,7 @@ from evengrad.clip import ByTensorNorm
 from evengrad.guard import Guard
 from evengrad.nouns import OptimizerError, SettingError
 
-WAYS = ("conditional", "foreach", "folded")
+WAYS = (None, "conditional", "foreach", "folded")
 
 
 def net(seed=0):

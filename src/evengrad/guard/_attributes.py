@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
+from evengrad.guard._outcome import Decided
+
 NAMES = ("grad_scale", "found_inf")
 FOLDING = (Adam, AdamW, SGD, Adagrad)  # exactly these: others ignore the attributes, and step on bad gradients
 ABSENT = object()
@@ -36,6 +38,14 @@ def can_fold_now(optimizer: Optimizer) -> bool:
         for parameter in group["params"]
         if parameter.grad is not None
     )
+
+
+def grad_scale_of(decided: Decided, optimizer: Optimizer) -> Tensor | None:
+    """Return what an optimizer is to divide by: a scaler's scale and ours."""
+    there: Tensor | None = None if decided.unscaled else getattr(optimizer, "grad_scale", None)
+    if decided.by is None:
+        return there
+    return decided.by if there is None else decided.by * there.to(decided.by)
 
 
 @final
@@ -87,7 +97,11 @@ def relaid(optimizer: Optimizer) -> int:
     for group in optimizer.param_groups:
         if not group.get("fused"):
             continue
-        for parameter in group["params"]:
+        params = group["params"]
+        grads = [grad for parameter in params if (grad := parameter.grad) is not None]
+        if all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, params)):
+            continue  # nearly always; asked in this way because there may be thousands
+        for parameter in params:
             grad = parameter.grad
             if grad is None or (grad.is_contiguous() and parameter.is_contiguous()):
                 continue

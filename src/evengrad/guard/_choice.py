@@ -30,11 +30,13 @@ def apply_of(apply: object, optimizers: Sequence[Optimizer], parts: Sequence[Par
     unable = [optimizer for optimizer in optimizers if not can_fold(optimizer)]
     if apply is None:
         devices = {p.device.type for one in optimizers for group in one.param_groups for p in group["params"]}
-        return OnDevice(fold=True) if devices == {"cuda"} and not unable and not needy else OnHost()
+        if devices == {"cuda"} and not unable and not needy:
+            return OnDevice(fold=True)
+        return OnHost(fold=devices == {"cpu"} and not unable)
     if apply not in WAYS:
         raise SettingError("apply", came=repr(apply), wanted=f"None or one of {', '.join(map(repr, WAYS))}")
     if apply == "conditional":
-        return OnHost()
+        return OnHost(fold=False)
     if needy:
         advice = "it must know of each step whether it is skipped"
         raise SettingError("apply", came=f"{apply!r} with {needy[0]}", wanted="None or 'conditional'", advice=advice)

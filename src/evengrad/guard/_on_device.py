@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from evengrad.clip import AbstractPolicy, Array, total_norm
 from evengrad.guard._apply import AbstractApply, Held
-from evengrad.guard._attributes import Attributes, can_fold, can_fold_now
+from evengrad.guard._attributes import Attributes, can_fold, can_fold_now, grad_scale_of
 from evengrad.guard._outcome import Decided, Given, Packed
 from evengrad.guard._program import Program, order
 from evengrad.measure import scale_by_
@@ -84,7 +84,7 @@ class OnDevice(AbstractApply):
         """Prepare an optimizer's step: so that it does nothing when it is to be left out."""
         assert decided.skip is not None
         if can_fold_now(optimizer):
-            self._attributes.set(optimizer, grad_scale=_grad_scale(decided, optimizer), found_inf=decided.skip)
+            self._attributes.set(optimizer, grad_scale=grad_scale_of(decided, optimizer), found_inf=decided.skip)
         elif bool(decided.skip):  # waits
             self._held.hold(optimizer)
         elif can_fold(optimizer) and decided.unscaled:
@@ -118,14 +118,6 @@ class OnDevice(AbstractApply):
             else:
                 states.append((program.transform_(number), torch.zeros_like(skip)))
         return torch.ones_like(smallest) if factor is None else factor, skip, smallest
-
-
-def _grad_scale(decided: Decided, optimizer: Optimizer) -> Tensor | None:
-    """Return what the optimizer is to divide by: a scaler's scale and ours."""
-    there: Tensor | None = None if decided.unscaled else getattr(optimizer, "grad_scale", None)
-    if decided.by is None:
-        return there
-    return decided.by if there is None else decided.by * there.to(decided.by)
 
 
 def _as_vector(loss: Tensor | float | None, like: Tensor) -> Tensor:

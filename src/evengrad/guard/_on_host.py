@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from evengrad.clip import AbstractPolicy, Array, Decision, total_norm
 from evengrad.guard._apply import AbstractApply, Held
-from evengrad.guard._attributes import Attributes
+from evengrad.guard._attributes import Attributes, can_fold_now, grad_scale_of
 from evengrad.guard._outcome import Decided, Given, Outcome, is_search
 from evengrad.guard._program import Program, order
 from evengrad.measure import scale_, scale_each_
@@ -24,13 +24,18 @@ class OnHost(AbstractApply):
     Free on a CPU, where the norms are host memory already. On an accelerator it copies P numbers and so waits for the
     device once per step, as a GradScaler does. A step is skipped by giving the optimizer no gradients: it touches
     neither weights nor moments nor counters, whatever optimizer it is.
+
+    Args:
+        fold: Whether a factor for all goes into the kernel of a fused optimizer where it can, which saves a read and a
+            write of the gradients; the kernel writes them back multiplied.
     """
 
-    __slots__ = ("_attributes", "_held", "_one")
+    __slots__ = ("_attributes", "_fold", "_held", "_one")
 
     on_device = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, fold: bool) -> None:
+        self._fold = fold
         self._held = Held()
         self._attributes = Attributes()
         self._one: Tensor | None = None
@@ -38,9 +43,8 @@ class OnHost(AbstractApply):
     def described(self, program: Program) -> str:
         """Say how it applies a decision and what that waits for, for the guard's repr."""
         cpu = all(parameter.device.type == "cpu" for parameter in program.parameters)
-        return "conditional multiply, decided on the host: " + (
-            "free on a CPU" if cpu else "waits once per step for the accelerator"
-        )
+        way = "folded into the fused step where it clips" if self._fold and not program.rest else "conditional multiply"
+        return f"{way}, decided on the host: " + ("free on a CPU" if cpu else "waits once per step for the accelerator")
 
     def decide(self, program: Program, given: Given, fold: Sequence[Optimizer]) -> Decided:
         """Measure, decide, and change the gradients; a skip leaves every memory as it was."""
@@ -56,9 +60,14 @@ class OnHost(AbstractApply):
         skip = found_inf or bool(decision.skip[0]) or not math.isfinite(total)
         smallest = 1.0
         unscaled = False
+        divisor: Tensor | None = None
         if not skip:
             states: list[Any] = [decision.state]
-            smallest = self._multiply(program, decision)
+            if self._folds(program, decision, fold):
+                smallest = float(decision.scale[0])
+                divisor = None if smallest == 1.0 else torch.tensor(1 / smallest, dtype=torch.float32)
+            else:
+                smallest = self._multiply(program, decision)
             if program.rest:
                 unscaled = by != 1.0
                 if unscaled:
@@ -78,12 +87,14 @@ class OnHost(AbstractApply):
             overflow=found_inf and is_search(loss, scale),
             loss=loss,
         )
-        return Decided(outcome=outcome, unscaled=unscaled)
+        return Decided(outcome=outcome, unscaled=unscaled, by=divisor)
 
     def enter(self, decided: Decided, optimizer: Optimizer) -> None:
         """Prepare an optimizer's step: so that it does nothing when it is to be left out."""
         if decided.known_skipped():
             self._held.hold(optimizer)
+        elif decided.by is not None:
+            self._attributes.set(optimizer, grad_scale=grad_scale_of(decided, optimizer))
         elif decided.unscaled and getattr(optimizer, "grad_scale", None) is not None:
             self._one = torch.ones_like(optimizer.grad_scale) if self._one is None else self._one  # type: ignore[attr-defined]
             self._attributes.set(optimizer, grad_scale=self._one)
@@ -113,6 +124,11 @@ class OnHost(AbstractApply):
             else:
                 states.append(program.transform_(number))
         return smallest, False
+
+    def _folds(self, program: Program, decision: Decision, fold: Sequence[Optimizer]) -> bool:
+        """Whether the optimizers take the factor into their step."""
+        alone = self._fold and bool(fold) and not program.rest and len(decision.scale) == 1
+        return alone and all(can_fold_now(optimizer) for optimizer in fold)
 
     def _multiply(self, program: Program, decision: Decision) -> float:
         """Multiply the gradients where a factor is not 1; returns the smallest."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from evengrad.measure._values import ROW, flat, values, wide
 
 SMALL = 2**15  # elements up to which copying a tensor into a stack is cheaper than dispatches of its own
-BLOCK = 2**20  # elements that are stacked at a time: they stay in the cache until they are read
+BLOCK = 2**19  # elements that are stacked at a time: they stay in the cache until they are read
 FEW = 8  # tensors of a shape below which a stack does not pay
 TINY = 512  # elements that torch's own norm adds up well enough: off by 5e-7 at most
 LARGE = 2**20  # elements from which several threads of torch are quicker than one of BLAS
