@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from evengrad.clip import ByPolyakStep, BySigmaWindow, SkipNonFinite
+from evengrad.clip import ByPolyakStep, BySigmaWindow, ByZScore, SkipNonFinite
 from evengrad.guard import Guard, Rollback
 from evengrad.nouns import SettingError, TooManySkipsError
 
@@ -108,7 +108,7 @@ def test_an_error_of_the_users_own_action_reaches_the_user():
 
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    guard = Guard(model, optimizer, on_event=act)
+    guard = Guard(model, optimizer, clip=math.inf, on_event=act)
     with pytest.raises(RuntimeError, match="stop at 1"):
         train(model, optimizer, guard, batches(3), {1: math.nan})
 
@@ -329,3 +329,26 @@ def test_a_learning_rate_that_is_far_too_high_is_bounded_by_the_loss_and_only_wi
     assert guard.clips > 30
     _, other = reached(lambda p: torch.optim.AdamW(p, lr=5.0, fused=True), ByPolyakStep())
     assert other.clips == 0
+
+
+def test_the_default_asks_for_the_loss_with_sgd_only():
+    model = net()
+    for make, asks in ((torch.optim.SGD, True), (torch.optim.AdamW, False), (torch.optim.RMSprop, False)):
+        guard = Guard(model, make(model.parameters(), lr=0.01))
+        assert ("ByPolyakStep" in repr(guard)) == asks
+        guard.detach()
+
+
+def test_without_the_loss_the_default_with_sgd_is_that_of_other_optimizers():
+    results = []
+    for clip in (None, ByZScore()):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        guard = Guard(model, optimizer, clip=clip)
+        for x in batches(20):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        results.append((torch.cat([p.detach().flatten() for p in model.parameters()]), guard.clips))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]

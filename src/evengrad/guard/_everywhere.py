@@ -86,7 +86,8 @@ class Everywhere:
         log: str | os.PathLike[str] | None = None,
         max_consecutive_skips: int = 100,
     ) -> None:
-        self._parts = parts_of(clip)
+        parts_of(clip, ())  # refuses what is none
+        self._clip = clip
         whole = isinstance(max_consecutive_skips, int) and not isinstance(max_consecutive_skips, bool)
         if not whole or max_consecutive_skips < 0:
             came = repr(max_consecutive_skips)
@@ -183,7 +184,7 @@ class Everywhere:
     def _guard(self, optimizer: Optimizer, watch: _Watch) -> None:
         model, title = self._models.naming(optimizer)
         watch.title = f"{watch.title} of {title}"
-        settings: dict[str, Any] = {"clip": self._parts, "max_consecutive_skips": self._max_consecutive_skips}
+        settings: dict[str, Any] = {"clip": self._clip, "max_consecutive_skips": self._max_consecutive_skips}
         try:
             log = self._next_log()
             guard = Guard(model, optimizer, log=log, **settings)

@@ -62,8 +62,9 @@ class Guard:
         model: Gives the parameters their names.
         optimizer: Any torch optimizer of the model, or several that step after one backward: they are decided together.
             One that is itself wrapped must be the inner one.
-        clip: A policy, a number (a threshold as in `clip_grad_norm_`), None for `ByZScore()`, which needs none; or a
-            sequence of policies and transforms, in the order in which they are to act.
+        clip: A policy, a number (a threshold as in `clip_grad_norm_`), or a sequence of policies and transforms, in the
+            order in which they are to act. None for `ByZScore()`, which needs no threshold; with SGD also
+            `ByPolyakStep()`: no step longer than the loss allows, where it is handed over with `guard.loss`.
         log: A run directory; one reading per step is written there.
         scaler: The loop's GradScaler; needed where `clip_()` is called (it calls `scaler.unscale_` unless the loop
             has), with several optimizers, and to tell the scaler's overflows from faults with one that is not fused.
@@ -114,7 +115,7 @@ class Guard:
     ) -> None:
         optimizers = optimizers_of(model, optimizer)
         check_settings(scaler, max_consecutive_skips, rollback, on_event)
-        parts = parts_of(clip)
+        parts = parts_of(clip, optimizers)
         plan = Plan(model, optimizers, parts, apply_of(apply, optimizers, parts, rollback=rollback is not None))
         self._books = Books(
             counts=Counts(max_consecutive_skips, Blame(model, plan.names), on_event),
@@ -129,6 +130,8 @@ class Guard:
 
     def loss(self, loss: Tensor) -> Tensor:
         """Hand over the loss of the coming step, for the reading and for policies that judge it; returns it unchanged.
+
+        The loss itself, not its part: where gradients are accumulated, before it is divided.
 
         Args:
             loss: A scalar; a copy is kept on its device, not waited for.

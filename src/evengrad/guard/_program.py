@@ -9,11 +9,13 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from evengrad.clip import (
     AbstractPolicy,
     Array,
+    ByPolyakStep,
+    ByZScore,
     Chain,
     Decision,
     Number,
@@ -34,7 +36,16 @@ Part = AbstractPolicy | AbstractTransform
 NOTHING = Signals()
 
 
-def parts_of(clip: object) -> tuple[Part, ...]:
+def default_policy(optimizers: Sequence[Optimizer]) -> AbstractPolicy:
+    """Return the policy of a guard that was given none.
+
+    With SGD a step is also held to what the loss allows, where it is handed over: docs/decisions/0009.
+    """
+    plain = all(type(optimizer) is SGD for optimizer in optimizers)
+    return Chain(ByZScore(), ByPolyakStep()) if plain else ByZScore()
+
+
+def parts_of(clip: object, optimizers: Sequence[Optimizer]) -> tuple[Part, ...]:
     """Return what a `clip=` argument means, policies first: a sequence, or what `policy_of` takes.
 
     A policy is always first, because it decides whether the gradients are finite: `SkipNonFinite()` where none is
@@ -44,6 +55,8 @@ def parts_of(clip: object) -> tuple[Part, ...]:
         SettingError: It is none of these, or an empty sequence.
     """
     members = list(clip) if isinstance(clip, list | tuple) else [clip]
+    if clip is None:
+        return (default_policy(optimizers),)
     if not members or (len(members) > 1 and None in members):
         raise SettingError("clip", came=repr(clip), wanted="a sequence of policies and transforms")
     parts: list[Part] = []
