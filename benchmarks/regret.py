@@ -8,7 +8,8 @@ steps: gradients multiplied in a few steps ("x10": the drills of `default_policy
 times its learning rate with bad batches. Set up wrong: a network drawn so that it explodes, as in `thresholds.py`; a
 plain recurrent network whose recurrent weights are half as large again as orthogonal ones; two learning rates ten times
 too high. Guards apply the policies. Beside them, candidates for the default: ByZScore with another floor, with a
-threshold of 1 on top, and, with SGD, with a step bounded by the loss (`ByPolyakStep`).
+threshold of 1 on top, and, with SGD, with a step bounded by the loss: `ByPolyakStep` with c = 1 ("and Polyak 1": that
+is the guard's default) and with 0.5.
 
 Reached, on data held back, means of the models after the last five times ten steps: accuracy, R2, or for the character
 model 1 - loss / loss of guessing by how frequent letters are. All are 1 at best and 0 for a guess; less counts as 0.
