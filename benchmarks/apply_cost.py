@@ -50,8 +50,8 @@ WARM_UP = 1  # rounds that are not counted
 NEVER, ALWAYS = 1e6, 1e-9  # AGC's ratio of norms at which no unit, or every unit, is clipped
 TIMES = 3.0  # the goal of AGC
 GOALS = {
-    "GPT-2, 124M": {"guard, no hit": 0.6, "folded, step": 0.93},
-    "1000 x 64x64": {"folded, step": 0.80},
+    "GPT-2, 124M": {"guard, no hit": 0.6, "default, step": 0.93, "folded, step": 0.93},
+    "1000 x 64x64": {"default, step": 0.80, "folded, step": 0.80},
 }
 
 
