@@ -322,3 +322,13 @@ def test_help_names_every_option(capsys):
     assert main(["run", "--help"]) == 0
     shown = set(re.findall(r"--[a-z-]+(?= (?:[A-Z]|off))", capsys.readouterr().out))
     assert shown == set(OPTIONS)
+
+
+def test_a_program_that_cannot_be_loaded_leaves_no_guard_behind():
+    from torch.optim import optimizer
+
+    before = dict(optimizer._global_optimizer_pre_hooks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["evengrad"])
+        assert main(["run", "-m", "no.such.module"]) == 2
+    assert dict(optimizer._global_optimizer_pre_hooks) == before

@@ -169,7 +169,7 @@ def test_a_state_whose_length_does_not_fit_its_parameters_is_refused():
 def test_the_state_of_a_larger_model_may_be_loaded_for_a_single_parameter():
     model, optimizer, guard = setting()
     train(model, optimizer, guard, inputs()[:5])
-    small = nn.Sequential(nn.Linear(3, 1, bias=False))
+    small = nn.Sequential(nn.Linear(3, 4, bias=False))
     other = Guard(small, torch.optim.AdamW(small.parameters(), lr=0.1))
     other.load_state_dict(guard.state_dict())
     assert other.step == 5
@@ -228,3 +228,13 @@ def test_a_run_that_an_exception_ended_is_not_called_complete(tmp_path):
     assert not cut.complete
     assert "did not end" in cut.note
     assert len(cut.readings) == 1
+
+
+def test_the_state_of_a_model_of_another_width_is_refused():
+    guard = setting()[2]
+    wide = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+    other = Guard(wide, torch.optim.Adam(wide.parameters()))
+    with pytest.raises(
+        SettingError, match=r"another model, where 0.weight has the shape \(4, 3\), want one with \(6, 3\)"
+    ):
+        other.load_state_dict(guard.state_dict())

@@ -51,6 +51,7 @@ class GuardedProgram:
         try:
             run = self.program.load()
         except TaskError as err:
+            context.close()  # where torch was there already the guards watch by now
             return _refused(err)
         try:
             with context:

@@ -66,7 +66,7 @@ class Ledger:
             TooManySkipsError: Too many steps in a row were skipped.
         """
         self._open.append((row, decided, names))
-        if decided is not None and decided.packed is not None and row.step % KEEP_EVERY == 0:
+        if decided is not None and decided.late and row.step % KEEP_EVERY == 0:
             self.books.statistics.keep(finite_only=True)
         self.drain(wait=len(self._open) > MOST_OPEN)
 
@@ -74,29 +74,29 @@ class Ledger:
         """Settle what is known; or wait, and settle all."""
         while self._open and (wait or self._open[0][1] is None or self._open[0][1].ready()):
             row, decided, names = self._open.popleft()
-            on_device = decided is not None and decided.packed is not None
-            self._settle(row, None if decided is None else decided.read(), names, on_device=on_device)
+            late = decided is not None and decided.late
+            self._settle(row, None if decided is None else decided.read(), names, late=late)
 
-    def _settle(self, row: Row, outcome: Outcome | None, names: Sequence[str], *, on_device: bool) -> None:
+    def _settle(self, row: Row, outcome: Outcome | None, names: Sequence[str], *, late: bool) -> None:
         books = self.books
         settled = Row(step=row.step, loss=row.loss, lrs=row.lrs, outcome=outcome, layers=row.layers)
         books.history.append(settled)
         if books.log is not None:
             books.log.append(settled)
         if outcome is not None:
-            self._keep(outcome, on_device=on_device)
+            self._keep(outcome, late=late)
         event = books.counts.note(outcome, row.step, names)
         if event is not None:
             books.counts.tell(event)
         if not self._took_back(row, outcome):
             books.counts.check(event)
 
-    def _keep(self, outcome: Outcome, *, on_device: bool) -> None:
+    def _keep(self, outcome: Outcome, *, late: bool) -> None:
         statistics = self.books.statistics
         if not outcome.skipped:
-            if not on_device:
+            if not late:
                 statistics.keep(finite_only=self.books.scaled)
-        elif on_device:
+        elif late:
             statistics.put_back(bad_only=True)
         elif not outcome.overflow or statistics.spoiled():
             statistics.put_back()

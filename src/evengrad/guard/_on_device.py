@@ -39,6 +39,8 @@ class OnDevice(AbstractApply):
 
     def described(self, program: Program) -> str:
         """Say how it applies a decision and what that waits for, for the guard's repr."""
+        if program.per_tensor:
+            return "per-tensor multiply, the skip folded into the fused step, decided on the device: never waits"
         if self._fold:
             return "folded into the fused step, decided on the device: never waits"
         return "foreach multiply, decided on the device: waits only where the optimizer is not fused"

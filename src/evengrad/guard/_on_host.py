@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from evengrad.clip import AbstractPolicy, Array, Decision, total_norm
+from evengrad.clip import AbstractPolicy, Array, Decision, SkipNonFinite, total_norm
 from evengrad.guard._apply import AbstractApply, Held
 from evengrad.guard._attributes import Attributes, can_fold_now, grad_scale_of
 from evengrad.guard._outcome import Decided, Given, Outcome, is_search
@@ -43,7 +43,13 @@ class OnHost(AbstractApply):
     def described(self, program: Program) -> str:
         """Say how it applies a decision and what that waits for, for the guard's repr."""
         cpu = all(parameter.device.type == "cpu" for parameter in program.parameters)
-        way = "folded into the fused step where it clips" if self._fold and not program.rest else "conditional multiply"
+        if program.per_tensor:
+            way = "conditional per-tensor multiply"
+        elif type(program.first) is SkipNonFinite and not program.rest:
+            way = "left alone"
+        else:
+            folds = self._fold and not program.rest
+            way = "folded into the fused step where it clips" if folds else "conditional multiply"
         return f"{way}, decided on the host: " + ("free on a CPU" if cpu else "waits once per step for the accelerator")
 
     def decide(self, program: Program, given: Given, fold: Sequence[Optimizer]) -> Decided:

@@ -77,6 +77,11 @@ class Decided:
     by: Tensor | None = None
     unscaled: bool = False
 
+    @property
+    def late(self) -> bool:
+        """Whether the host learns of it while the loop goes on."""
+        return self.packed is not None and self.packed.late
+
     def ready(self) -> bool:
         """Whether the numbers can be had without a wait."""
         return self.packed is None or self.packed.ready()
@@ -115,6 +120,11 @@ class Packed:
             self._event.record(torch.cuda.current_stream(numbers.device))
         else:
             self._numbers = numbers
+
+    @property
+    def late(self) -> bool:
+        """Whether they are on their way from another device."""
+        return self._event is not None
 
     def norm(self) -> Tensor:
         """Return the norm that the policy bounds, 0-d, on the device."""

@@ -189,6 +189,13 @@ class Program:
         with torch.no_grad():
             return part.init(self.targets)
 
+    @property
+    def per_tensor(self) -> bool:
+        """Whether the first policy has a factor for each parameter."""
+        two = np.ones(2, dtype=np.float32)
+        given = Signals(loss=two[:1], lr=two[:1], sizes_P=two, weight_norms_P=two)
+        return len(self.first(two, self.first.init(2), given).scale) > 1
+
     def described(self) -> str:
         """Write the parts, as for a `repr`."""
         texts = [repr(part) for part in self.parts]

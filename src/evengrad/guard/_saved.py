@@ -23,6 +23,7 @@ def packed(program: Program, counts: Mapping[str, int], lr_factor: float) -> dic
     return {
         "version": VERSION,
         "parameters": program.names,
+        "shapes": [list(parameter.shape) for parameter in program.parameters],
         "parts": [
             {"kind": type(part).__name__, "settings": repr(part), "memory": {k: plain(v) for k, v in state.items()}}
             for part, state in zip(program.parts, program.states, strict=True)
@@ -49,6 +50,11 @@ def unpacked(saved: Mapping[str, Any], program: Program) -> tuple[list[Any], dic
             raise _wrong(f"the state of {' and '.join(kinds) or 'nothing'}", f"the state of {' and '.join(own)}")
         if not set(old_names) & set(program.names):
             raise _wrong(f"the state of another model, with {_few(old_names)}", f"one with {_few(program.names)}")
+        shapes = dict(zip(old_names, (tuple(shape) for shape in saved["shapes"]), strict=True))
+        for name, parameter in zip(program.names, program.parameters, strict=True):
+            if shapes.get(name, tuple(parameter.shape)) != tuple(parameter.shape):
+                other = f"the state of another model, where {name} has the shape {shapes[name]}"
+                raise _wrong(other, f"one with {tuple(parameter.shape)}")
         loaded = [{str(key): _tensor(value) for key, value in part["memory"].items()} for part in parts]
         states = carried(loaded, old_names, program)
         counts = {name: int(saved[name]) for name in COUNTS}

@@ -19,8 +19,8 @@ class Counts:
     """Count skipped and clipped steps, and tell of them.
 
     Every one is counted and handed to `on_event`. The 1st, 2nd, 4th, 8th, ... skip in a row is logged, so that a log is
-    not flooded; clipped steps are not. After such a skip the modules are watched for one step, so that the next message
-    can name the first one that makes a value that is not finite.
+    not flooded; clipped steps are not. After such a skip the modules are watched for one step; once it is seen where a
+    value that is not finite begins, every later message and event of the row says so.
 
     Args:
         most_in_a_row: More skips in a row raise.
@@ -33,14 +33,15 @@ class Counts:
         self.skips = 0
         self.clips = 0
         self.in_a_row = 0
+        self._place = ""  # where this row of skips begins, once it was seen
         self._blame = blame
         self._on_event = on_event
 
     def note(self, outcome: Outcome | None, step: int, names: Sequence[str]) -> Event | None:
         """Count a step; returns the event that it is, when it is one."""
-        culprit = self._culprit()
+        self._place = self._culprit() or self._place
         if outcome is None or not outcome.skipped:
-            self.in_a_row = 0
+            self.in_a_row, self._place = 0, ""
             if outcome is None or outcome.scale == 1.0:
                 return None
             self.clips += 1
@@ -51,9 +52,10 @@ class Counts:
         self.in_a_row += 1
         bad = bad_names(outcome, names)
         reason = _reason(outcome, bad)
-        if not outcome.overflow and self.in_a_row & (self.in_a_row - 1) == 0:
-            reason = "; ".join([reason, *self._where(bad, culprit)])
-            self._blame.arm()
+        if not outcome.overflow and bad and (self._place or self.in_a_row & (self.in_a_row - 1) == 0):
+            reason = "; ".join([reason, *self._where(bad)])
+            if not self._place:
+                self._blame.arm()
         if self.in_a_row & (self.in_a_row - 1) == 0:
             level = logging.INFO if outcome.overflow else logging.WARNING
             LOGGER.log(level, "step %d skipped (%d in a row): %s", step, self.in_a_row, reason)
@@ -93,13 +95,15 @@ class Counts:
             return ""
         return str(found) if found is not None else ""
 
-    def _where(self, bad: Sequence[str], culprit: str) -> list[str]:
-        if not bad:
-            return []
+    def _where(self, bad: Sequence[str]) -> list[str]:
+        """Say where it begins: what was seen in this row of skips, or else what can be told from here."""
+        if self._place:
+            return [self._place]
         weights = self._blame.weights_at_fault()
         if weights:
-            return [f"not finite themselves: {shortened(weights[:NAMED])}{_more(weights)}"]
-        return [culprit or str(self._blame.from_gradients(bad))]
+            self._place = f"not finite themselves: {shortened(weights[:NAMED])}{_more(weights)}"
+            return [self._place]
+        return [str(self._blame.from_gradients(bad))]
 
 
 def bad_names(outcome: Outcome, names: Sequence[str]) -> tuple[str, ...]:
