@@ -9,13 +9,14 @@ PIP_FLAGS := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $
 
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test test-all lint types clean
+.PHONY: help demo test test-all bench lint types clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      three networks that do not learn: diagnosed, cured, proved; writes demo/report.html"
 	@echo "make test      every check: ruff, mypy, pytest with doctests"
 	@echo "make test-all  the same and the slow tests"
+	@echo "make bench     every benchmark, one after the other, about an hour; writes bench/*.json"
 	@echo "make clean     remove .venv, caches and demo/"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -27,6 +28,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/evengrad demo -o demo
+
+BENCHMARKS := norm_error apply_cost guard_cost import_time spikes regret default_policy thresholds
+bench: $(STAMP)
+	mkdir -p bench
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py -o bench/$$name.json || exit 1; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,5 +48,5 @@ test-all: lint types
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
