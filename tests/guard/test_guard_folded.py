@@ -343,3 +343,15 @@ def test_a_decision_on_the_device_reads_no_value_on_the_step_path(clip, way, fac
         optimizer.step()
     assert guard.step == 2
     assert guard.skips == int(math.isnan(factor))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_scaler_has_found_skips_the_step_though_the_gradients_here_are_finite(way):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    guard = Guard(model, optimizer, apply=way)
+    backward(model, batches(1)[0])
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(2.0)
+    optimizer.step()
+    assert guard.skips == 1
+    assert equal(model, net())

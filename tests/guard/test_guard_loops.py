@@ -2,6 +2,8 @@
 
 import copy
 import math
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
 
 from evengrad.clip import ByGlobalNorm, BySigmaWindow, SkipNonFinite, transforms
+from evengrad.clip.transforms import AbstractTransform
 from evengrad.guard import Guard, Rollback
 from evengrad.nouns import LossError, SettingError
 
@@ -169,6 +172,41 @@ def test_a_learning_rate_set_between_clip_and_step_stays(clip):
     optimizer.param_groups[0]["lr"] = 0.02
     optimizer.step()
     assert optimizer.param_groups[0]["lr"] == 0.02
+
+
+@final
+@dataclass(frozen=True)
+class Slower(AbstractTransform):
+    """Halves the learning rate of every step."""
+
+    needs_host: ClassVar[bool] = True
+
+    def init(self, targets):
+        return {}
+
+    def before_(self, targets, memory):
+        for group in {id(target.group): target.group for target in targets}.values():
+            group["lr"] = group["lr"] * 0.5
+        return memory
+
+    def after_(self, targets, memory):
+        return memory
+
+
+def test_a_learning_rate_that_a_transform_has_changed_is_put_back_unless_another_was_set_since():
+    model, seen = net(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_pre_hook(lambda one, args, kwargs: seen.append(one.param_groups[0]["lr"]))
+    guard = Guard(model, optimizer, clip=[SkipNonFinite(), Slower()])
+    for value in (None, 0.02):
+        optimizer.zero_grad()
+        backward(model, 0)
+        guard.clip_()
+        if value is not None:
+            optimizer.param_groups[0]["lr"] = value
+        optimizer.step()
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert seen == [0.05, 0.1, 0.02, 0.02]
 
 
 def test_a_schedule_that_a_hook_drives_goes_on_under_a_rollback():
