@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import logging
 import math
 
@@ -361,3 +362,14 @@ def test_the_error_that_ends_a_run_names_the_module():
     guard = Guard(model, optimizer, max_consecutive_skips=4)
     with pytest.raises(TooManySkipsError, match=r"5 skipped steps in a row, .*gradient not finite: .*; 1 \(Root\)"):
         train(model, optimizer, guard, batches(9))
+
+
+def test_a_run_that_has_gone_back_gets_ten_steps_before_its_loss_is_judged_again():
+    model, events = Poisoned(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    rollback = Rollback(every_steps=5, loss_factor=2.0)
+    guard = Guard(model, optimizer, clip=math.inf, rollback=rollback, on_event=events.append)
+    train(model, optimizer, guard, batches(50), dict.fromkeys(range(20, 50), 1e3))
+    steps = [event.step for event in events]
+    assert len(steps) >= 2
+    assert all(after - before >= 10 for before, after in itertools.pairwise(steps))

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from evengrad.nouns import SettingError
 
 DECAY = 0.9  # of the loss's running mean: about ten steps
+GRACE_STEPS = 10  # after a return in which the loss is not judged: its mean is that of the snapshot still
 
 
 @final
@@ -23,7 +24,8 @@ DECAY = 0.9  # of the loss's running mean: about ten steps
 class Rollback:
     """Settings for going back to a good snapshot in memory; the learning rate falls each time.
 
-    A snapshot of weights, buffers and optimizer memory is taken every so many good steps. It is good once as many steps
+    A snapshot of weights, buffers and optimizer memory is taken every so many good steps, not while the loss has run away.
+    It is good once as many steps
     more have gone by well; so there are two, and a run goes back to the older one when the younger is not yet proved.
     The data and random state go on from where they are: the batches that did harm are not met again.
 
@@ -87,6 +89,7 @@ class Keeper:
         self._snapshots: deque[Snapshot] = deque(maxlen=2)
         self._loss: float | None = None
         self._good_steps = 0
+        self._since = GRACE_STEPS  # good steps since the last return
         self.lr_factor = 1.0
         self.count = 0
 
@@ -115,9 +118,10 @@ class Keeper:
         """
         if loss is not None and math.isfinite(loss):
             self._loss = loss if self._loss is None else DECAY * self._loss + (1 - DECAY) * loss
-        if self._good_steps % self._settings.every_steps == 0:
+        if self._good_steps % self._settings.every_steps == 0 and not self._ran_away():
             self._snapshots.append(self._taken(step, memory()))
         self._good_steps += 1
+        self._since += 1
 
     def due(self, skips_in_a_row: int) -> str:
         """Say why the run should go back now; empty when it should not."""
@@ -126,12 +130,16 @@ class Keeper:
             return ""
         if skips_in_a_row >= settings.after_skips:
             return f"{skips_in_a_row} skipped steps in a row"
-        then = self._snapshots[0].loss
-        if settings.loss_factor is None or then is None or self._loss is None or not then > 0:
+        if self._since < GRACE_STEPS or not self._ran_away():
             return ""
-        if self._loss <= settings.loss_factor * then:
-            return ""
+        then: Any = self._snapshots[0].loss
         return f"the loss is {self._loss:.4g}, {self._loss / then:.3g} times that of step {self._snapshots[0].step}"
+
+    def _ran_away(self) -> bool:
+        """Whether the loss is so much above that of the snapshot to go back to."""
+        factor, then = self._settings.loss_factor, self._snapshots[0].loss if self._snapshots else None
+        known = factor is not None and then is not None and then > 0 and self._loss is not None
+        return known and self._loss > factor * then  # type: ignore[operator]
 
     def back(self) -> tuple[int, Any]:
         """Go back; returns the step of the snapshot and the guard's memory then."""
@@ -152,7 +160,7 @@ class Keeper:
             optimizer.state.update(_copied(state))
         self.count += 1
         self.lr_factor *= self._settings.lr_factor
-        self._loss, self._good_steps = snapshot.loss, 1
+        self._loss, self._good_steps, self._since = snapshot.loss, 1, 0
         return snapshot.step, snapshot.memory
 
     def _taken(self, step: int, memory: Any) -> Snapshot:
