@@ -24,9 +24,9 @@ GRACE_STEPS = 10  # after a return in which the loss is not judged: its mean is 
 class Rollback:
     """Settings for going back to a good snapshot in memory; the learning rate falls each time.
 
-    A snapshot of weights, buffers and optimizer memory is taken every so many good steps, not while the loss has run away.
-    It is good once as many steps
-    more have gone by well; so there are two, and a run goes back to the older one when the younger is not yet proved.
+    A snapshot of weights, buffers and optimizer memory is taken every so many good steps, not while the loss has run
+    away. It is good once as many steps more have gone by well; so there are two, and a run goes back to the older one
+    when the younger is not yet proved.
     The data and random state go on from where they are: the batches that did harm are not met again.
 
     The learning rate is multiplied within the step only: schedulers see and set their own values.
