@@ -25,15 +25,17 @@ class ByUnitWeightNorm(AbstractTransform):
     lies in the second dimension; a column of the `Conv1D` of transformers. A bias, a gain, all that a norm layer owns
     and a single number is one unit as a whole.
 
-    A unit whose weights are 0 may still move, by `clip_factor * eps` times the learning rate under SGD: raise `eps` or
-    exclude it where that is too slow. A gradient of 0 stays 0. A unit whose gradient or weight norm is not finite (a
-    float32 norm above 1.8e19 is not) is left as it is. Norms are taken in float32 whatever the dtype, so that float16
-    does not overflow. Of a sparse gradient the rows that are there are clipped. Sizes of complex numbers count.
+    A unit whose weights are 0 may still move, by `clip_factor * eps` times the learning rate under SGD. A gradient of 0
+    stays 0. A unit whose gradient or weight norm is not finite (a float32 norm above 1.8e19 is not) is left as it is.
+    Norms are taken in float32 whatever the dtype, so that float16 does not overflow. Of a sparse gradient the rows that
+    are there are clipped. Sizes of complex numbers count.
 
     Args:
         clip_factor: The largest ratio of gradient to weight norm, positive. 0.01 is the paper's at batches of 4,096;
             smaller batches take more, up to 0.16.
-        eps: The least weight norm that is reckoned with, positive; 1e-3 is the paper's.
+        eps: The least weight norm that is reckoned with, positive. 0.1 is a sixth of what a unit's norm is by torch's
+            default initialisation, whatever its size. With the paper's 1e-3 a unit that starts at 0 takes ten thousand
+            steps of SGD to get away from there.
         exclude_head: Leave the output layer alone, as the paper does.
         exclude: Names of parameters to leave alone; `*` stands for anything: `("head.*", "*.bias")`.
 
@@ -54,17 +56,17 @@ class ByUnitWeightNorm(AbstractTransform):
         >>> ByUnitWeightNorm(clip_factor=0.1).before_([target], {})
         {}
         >>> layer.weight.grad
-        tensor([[3.0000e-01, 4.0000e-01],
-                [0.0000e+00, 1.0000e-04]])
+        tensor([[0.3000, 0.4000],
+                [0.0000, 0.0100]])
 
     Source: Brock et al., 2021, High-Performance Large-Scale Image Recognition Without Normalization, arXiv:2102.06171,
-    equation 3. Differs in the units of what is not a linear layer or a convolution, which other implementations cut
-    along the first dimension, and in having no second epsilon (1e-6 under the gradient's norm in others, which acts
-    only where `clip_factor * eps` is below it).
+    equation 3. Differs in `eps`, so that a start at 0 freezes nothing; in the units of what is not a linear layer or a
+    convolution, which other implementations cut along the first dimension; and in having no second epsilon (1e-6 under
+    the gradient's norm in others, which acts only where `clip_factor * eps` is below it).
     """
 
     clip_factor: float = 0.01
-    eps: float = 1e-3
+    eps: float = 0.1
     exclude_head: bool = True
     exclude: tuple[str, ...] = ()
 
