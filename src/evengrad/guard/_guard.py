@@ -250,8 +250,9 @@ class Guard:
         """Go on where another guard was when its `state_dict()` was taken, equal to the bit.
 
         Args:
-            state_dict: From a guard with the same kinds of policies and transforms; settings may differ. Numbers for
-                each parameter are matched by name; parameters that it does not know start afresh.
+            state_dict: From a guard with the same kinds of policies and transforms; settings may differ, but for the
+                sizes of windows. Numbers for each parameter are matched by name; parameters that it does not know start
+                afresh.
 
         Raises:
             SettingError: It is of another version, other policies or another model, or not a guard's.
