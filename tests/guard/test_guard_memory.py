@@ -1,7 +1,9 @@
 """What a guard remembers: checkpoints, the run log, findings."""
 
+import copy
 import io
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -238,3 +240,16 @@ def test_the_state_of_a_model_of_another_width_is_refused():
         SettingError, match=r"another model, where 0.weight has the shape \(4, 3\), want one with \(6, 3\)"
     ):
         other.load_state_dict(guard.state_dict())
+
+
+def test_a_guarded_model_with_running_statistics_can_be_copied_and_pickled():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    optimizer = torch.optim.Adam(model.parameters())
+    guard = Guard(model, optimizer)
+    twin = copy.deepcopy(model)
+    thawed = pickle.loads(pickle.dumps(model))
+    for other in (twin, thawed):
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other[1].running_mean, model[1].running_mean)
+    guard.detach()
+    assert not model._load_state_dict_post_hooks

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from evengrad.guard._protect_hooks import Hook
 from evengrad.measure import copy_each_
 
 NAMES = ("running_mean", "running_var", "num_batches_tracked")
@@ -30,7 +31,11 @@ class RunningStatistics:
         self._kept: list[Tensor] = []
         self._hook: Any = None
         if self._layers:
-            self._hook = model.register_load_state_dict_post_hook(lambda *_: self.keep())
+            self._hook = model.register_load_state_dict_post_hook(Hook(self._loaded, ""))
+        self.keep()
+
+    def _loaded(self, *_: Any) -> None:
+        """Remember what the loop has loaded: after a first step that is skipped it is that which comes back."""
         self.keep()
 
     def end(self) -> None:
