@@ -49,8 +49,8 @@ class Guard:
     All parameters of the optimizers are guarded; those of the model that are in none are not. How a decision is applied
     is chosen by device and optimizer and said in `repr`: on a CPU the host decides, which is free there; on a CUDA
     device with fused optimizers the decision is folded into their kernel and nothing ever waits for the device, and
-    what is counted, logged and told comes a few steps late; with other optimizers there the host waits once per step,
-    as a GradScaler does.
+    what is counted, logged and told comes a few steps late (of running statistics only what is not finite is mended
+    then); with other optimizers there the host waits once per step, as a GradScaler does.
 
     With `step(closure)` the gradients come into being inside the step, where the hook does not see them: call `clip_()`
     in the closure after `backward()`. Under a GradScaler with a fused optimizer nothing else is needed. With any other
