@@ -22,7 +22,7 @@ from evengrad.nouns._errors import (
 from evengrad.nouns._event import Event
 from evengrad.nouns._finding import Cure, Evidence, Finding, Setting, Severity, described, printable, shortened
 from evengrad.nouns._json import from_json, to_json, to_plain
-from evengrad.nouns._reading import LayerReading, Reading, Record
+from evengrad.nouns._reading import Ends, LayerReading, ParameterReading, Reading, Record, Setup, TensorReading
 from evengrad.nouns._story import Curve, HeatMap, Story
 from evengrad.nouns._task import Task, output_of
 from evengrad.nouns._verdict import Outcome, Trial, Verdict
@@ -31,6 +31,7 @@ __all__ = [
     "BatchError",
     "Cure",
     "Curve",
+    "Ends",
     "EvengradError",
     "EvengradWarning",
     "Event",
@@ -45,15 +46,18 @@ __all__ = [
     "NotARunError",
     "OptimizerError",
     "Outcome",
+    "ParameterReading",
     "Reading",
     "Record",
     "RunLogError",
     "Setting",
     "SettingError",
+    "Setup",
     "Severity",
     "Story",
     "Task",
     "TaskError",
+    "TensorReading",
     "TooManySkipsError",
     "TornLogWarning",
     "TreatmentError",

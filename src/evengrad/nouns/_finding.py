@@ -81,6 +81,9 @@ class Finding:
         cause: What the counterfactual showed to be the cause; empty when none was run.
         cures: Ranked, the best first.
         source: The paper that the rule rests on.
+        family: The kind of trouble that the rule sees, one word for several rules: `vanishing-depth`.
+        follows: Codes of the findings of the same run that this one follows from; empty for what stands at the root.
+        look_at: The line of code to look at, `model.py:12 in Net.forward`; empty where it is not known.
     """
 
     code: str
@@ -94,6 +97,9 @@ class Finding:
     cause: str = ""
     cures: tuple[Cure, ...] = ()
     source: str = ""
+    family: str = ""
+    follows: tuple[str, ...] = ()
+    look_at: str = ""
 
     def __str__(self) -> str:
         return "\n".join(printable(line) for line in self._lines())
@@ -108,7 +114,9 @@ class Finding:
         ]
         lines += [f"  evidence  {self.evidence[0]}"] if self.evidence else []
         lines += [f"            {item}" for item in self.evidence[1:]]
+        lines += [f"  follows   {', '.join(self.follows)}"] if self.follows else []
         lines += [f"  cause     {self.cause}"] if self.cause else []
+        lines += [f"  look at   {self.look_at}"] if self.look_at else []
         for number, text in enumerate(_cure_lines(self.cures)):
             lines.append(("  cures     " if number == 0 else "            ") + text)
         lines += [f"  more      evengrad explain {self.code}"]

@@ -31,6 +31,14 @@ class LayerReading:
         grad_finite: Whether the gradient at the output was finite; True when none arrived.
         time_grad_rms: For recurrent modules, root mean square of the gradient with respect to the input at each time
             step, earliest first; empty otherwise.
+        activation_mean: Mean of the output over the finite elements.
+        training: Whether the module was in training mode.
+        tracked: Batches that the running statistics of a normalisation layer have seen; None where it keeps none.
+        logit_absmax: For attention, the largest magnitude of the scores before the softmax, mask left out; over a
+            sample of queries. None for all else.
+        gate_stuck_frac: For LSTM and GRU, the share of units whose gate was shut or open (below 0.01 or above 0.99) at
+            every observation, a number for each gate in torch's order (input, forget, output; reset, update).
+        gate_mean: The mean of each of these gates.
     """
 
     name: str
@@ -52,6 +60,12 @@ class LayerReading:
     output_finite: bool = True
     grad_finite: bool = True
     time_grad_rms: tuple[float, ...] = ()
+    activation_mean: float = 0.0
+    training: bool = True
+    tracked: int | None = None
+    logit_absmax: float | None = None
+    gate_stuck_frac: tuple[float, ...] = ()
+    gate_mean: tuple[float, ...] = ()
 
     @property
     def grad_norm(self) -> float | None:
@@ -62,6 +76,115 @@ class LayerReading:
         if self.grad_rms is None:
             return None
         return self.grad_rms * self.numel**0.5 if self.grad_finite else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterReading:
+    """What one trained parameter and its gradient were at one step, and what the step did to it.
+
+    Shares and ratios are of a sample of the elements where there are many. None says that nobody could look: no
+    gradient arrived, or the step has not been seen.
+
+    Args:
+        name: The parameter's dotted name, one of `Record.parameters`.
+        numel: Elements.
+        fan_in: Inputs that each unit sums up: the product of all dimensions of a weight but the first (for transposed
+            convolutions but the second); 0 for parameters of fewer than two dimensions and for embeddings.
+        dtype: Of the parameter, by torch's name.
+        weight_rms: Root mean square of the parameter before the step.
+        weight_mean: Its mean.
+        grad_rms: Root mean square of the gradient, unscaled, before clipping.
+        grad_absmax: Its largest finite magnitude.
+        grad_zero_frac: Share of its elements that are exactly zero.
+        grad_tiny_frac: Share of its elements that are not zero and below the smallest normal number of the gradient's
+            dtype, in the scaling in which the backward has computed them.
+        update_ratio: Norm of what the step changed, as difference of the weights after and before, over the norm of the
+            weights before; None for weights of norm 0.
+        still_frac: Share of the elements with a gradient that is not zero which the step left as they were to the bit.
+        moved_ratio: Norm of the difference to the weights at the first sampled step over their norm then.
+        row_spread: How much the rows of a weight (its units) differ: the norm of the difference to the mean row over
+            the norm of the weight. 0 where all are the same, and where all are zero; None for fewer than two rows or
+            two dimensions.
+        grad_row_spread: The same of the gradient.
+    """
+
+    name: str
+    numel: int = 0
+    fan_in: int = 0
+    dtype: str = "float32"
+    weight_rms: float = 0.0
+    weight_mean: float = 0.0
+    grad_rms: float | None = None
+    grad_absmax: float | None = None
+    grad_zero_frac: float | None = None
+    grad_tiny_frac: float | None = None
+    update_ratio: float | None = None
+    still_frac: float | None = None
+    moved_ratio: float | None = None
+    row_spread: float | None = None
+    grad_row_spread: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorReading:
+    """A tensor at an end of the model: an input, the output, the target.
+
+    Args:
+        name: `input`, `input.mask`, `output`, `target`.
+        dtype: By torch's name; integers are ids or labels.
+        shape: Its shape.
+        mean: Mean over the finite elements; of all numbers here in float32 or wider.
+        std: Standard deviation, over all elements.
+        minimum: Smallest finite element.
+        maximum: Largest finite element.
+        finite_frac: Share of elements that are finite.
+        features: How many features it has: channels of a picture, the last dimension of all else.
+        constant_frac: Share of the features that are the same number in the whole batch (of two samples or more).
+        feature_std_max: The largest standard deviation of a feature over the batch.
+        feature_std_min: The smallest that is not zero.
+        feature_mean_absmax: The largest magnitude of the mean of a feature.
+    """
+
+    name: str
+    dtype: str = "float32"
+    shape: tuple[int, ...] = ()
+    mean: float = 0.0
+    std: float = 0.0
+    minimum: float = 0.0
+    maximum: float = 0.0
+    finite_frac: float = 1.0
+    features: int = 0
+    constant_frac: float = 0.0
+    feature_std_max: float = 0.0
+    feature_std_min: float = 0.0
+    feature_mean_absmax: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ends:
+    """What went into the model and what became of its output, up to the loss.
+
+    Args:
+        inputs: The tensors that the model was called with.
+        output: The first floating-point tensor that it returned.
+        target: What the loss compared the output with, where it is known: from the batch, or from the graph of a loss
+            of torch.
+        loss_ops: The operations of the graph from the loss back to where the model's last layer with weights ends, the
+            loss's own first, as torch names them without `Backward0`: `("NllLoss", "LogSoftmax", "Softmax")`. Shape
+            operations (view, transpose, squeeze, ...) are left out. Empty where the graph was not seen.
+        cuts: Operations on that way, or places in the model, at which the graph ends although weights lie behind.
+        softmax_size: Over how many numbers the softmax nearest to the loss goes; None without one.
+        constant_loss: The loss of the best constant prediction on this batch, for losses whose form is known (cross
+            entropy, squared and absolute error, binary cross entropy); None otherwise.
+    """
+
+    inputs: tuple[TensorReading, ...] = ()
+    output: TensorReading | None = None
+    target: TensorReading | None = None
+    loss_ops: tuple[str, ...] = ()
+    cuts: tuple[str, ...] = ()
+    softmax_size: int | None = None
+    constant_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +201,10 @@ class Reading:
         scale: The factor that the policy let through, 1 when nothing was clipped; the smallest of a per-tensor policy.
         skipped: Whether the step was left out.
         layers: Per-layer statistics, in the order of the forward pass; empty on steps that were not sampled.
+        weights: Per-parameter statistics, in the order of `Record.parameters`; empty on steps that were not sampled.
+        ends: Input, output, target and loss; None on steps that were not sampled.
+        leftover: Whether the gradient of the step before was still there and was added to, as where `zero_grad` has
+            been forgotten; None where nobody looked.
     """
 
     step: int = 0
@@ -88,6 +215,38 @@ class Reading:
     scale: float = 1.0
     skipped: bool = False
     layers: tuple[LayerReading, ...] = ()
+    weights: tuple[ParameterReading, ...] = ()
+    ends: Ends | None = None
+    leftover: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """What is known of a training before its first step.
+
+    Args:
+        optimizer: The optimizer's class name; several joined by ` + `. Empty when there is none, as in a checkup.
+        eps: The epsilon that is added to the root of the second moment; None for optimizers without one.
+        weight_decay: The largest of the parameter groups.
+        momentum: The largest of the parameter groups; of the first moment for optimizers of Adam's kind.
+        numels: Elements of each parameter, in the order of `Record.parameters`.
+        left_out: Parameters of the model that require a gradient and are in no optimizer.
+        frozen: Parameters of the model that require none.
+        unregistered: Modules or parameters that the model keeps where torch does not see them, such as in a plain
+            list: `blocks[0]`.
+        sources: Where the code of a module's forward is: pairs of the module's name and `file.py:12 in Net.forward`;
+            only for classes that are not torch's own.
+    """
+
+    optimizer: str = ""
+    eps: float | None = None
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    numels: tuple[int, ...] = ()
+    left_out: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    unregistered: tuple[str, ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +260,7 @@ class Record:
         source: Where this comes from, for people: a run directory or a task.
         complete: Whether the run ended by itself and all of its log could be read.
         note: What is missing, in words, when it is not complete.
+        setup: What is known of the training before its first step; None in logs that do not say.
     """
 
     readings: tuple[Reading, ...] = ()
@@ -109,3 +269,4 @@ class Record:
     source: str = ""
     complete: bool = True
     note: str = ""
+    setup: Setup | None = None
