@@ -59,15 +59,15 @@ def test_readings_without_layers_after_the_last_sampled_one_do_not_make_a_run_he
     assert codes(VANISHED, HEALTHY, (), ()) == []
 
 
-def test_a_finding_is_critical_if_it_once_was_and_the_critical_ones_come_first():
+def test_a_finding_is_critical_if_it_once_was_and_critical_roots_come_first():
     half, all_of_it = layers(1, 1, 1, 1, dead=0.95), layers(1, 1, 1, 1, dead=1.0)
     assert [one.severity for one in findings_of(record(half))] == ["warning"]
     assert [one.severity for one in findings_of(record(half, all_of_it, half))] == ["critical"]
     found = findings_of(record(layers(1e-6, 1e-4, 1e-2, 1, dead=0.95, saturated=1.0)))
-    assert [(one.code, one.severity) for one in found] == [
-        ("EG101", "critical"),
-        ("EG302", "critical"),
-        ("EG301", "warning"),
+    assert [(one.code, one.severity, one.follows) for one in found] == [
+        ("EG302", "critical", ()),
+        ("EG101", "critical", ("EG301", "EG302")),
+        ("EG301", "warning", ()),
     ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from house_source import Module, bases, modules
 
+RULES = frozenset({"AbstractRule", "AbstractRunRule"})
 HEADINGS = ("Sees:", "Hurts:", "Cure:", "False alarms:", "Source:")
 
 
@@ -22,14 +23,19 @@ class Registry:
         left_out: Concrete classes that are not listed, and why.
     """
 
-    base: str
+    base: str | tuple[str, ...]
     folder: str
     file: str
     left_out: tuple[str, ...] = ()
 
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """What the members may derive from."""
+        return (self.base,) if isinstance(self.base, str) else self.base
+
 
 REGISTRIES = (
-    Registry(base="AbstractRule", folder="diagnose/rules", file="__init__.py"),
+    Registry(base=("AbstractRule", "AbstractRunRule"), folder="diagnose/rules", file="__init__.py"),
     # Combined is made of members: `make` builds a treatment from a name and plain settings, and treatments are none.
     Registry(base="AbstractTreatment", folder="treat", file="_make.py", left_out=("Combined",)),
     Registry(base="AbstractPolicy", folder="clip", file="_choice.py"),
@@ -45,7 +51,7 @@ def registry_problems(root: Path, registry: Registry) -> list[str]:
         if module.name == f"{registry.folder}/{registry.file}":
             listed = _listed(module)
         for kind in ast.walk(module.tree):
-            if isinstance(kind, ast.ClassDef) and registry.base in bases(kind):
+            if isinstance(kind, ast.ClassDef) and set(registry.bases) & set(bases(kind)):
                 found[kind.name] = module.problem(kind.lineno, kind.name)
     if listed is None:
         return [f"{registry.folder}/{registry.file}:1: no tuple called ALL"]
@@ -57,7 +63,9 @@ def registry_problems(root: Path, registry: Registry) -> list[str]:
         if not where.startswith(registry.folder)
     ]
     problems += [
-        f"ALL of {registry.folder} has {name}, which is no {registry.base}" for name in listed if name not in wanted
+        f"ALL of {registry.folder} has {name}, which is no {' or '.join(registry.bases)}"
+        for name in listed
+        if name not in wanted
     ]
     problems += [f"ALL of {registry.folder} has {name} twice" for name, count in Counter(listed).items() if count > 1]
     return problems
@@ -69,7 +77,7 @@ def rule_problems(root: Path) -> list[str]:
     codes: dict[str, str] = {}
     for module in modules(root):
         for kind in ast.walk(module.tree):
-            if not isinstance(kind, ast.ClassDef) or "AbstractRule" not in bases(kind):
+            if not isinstance(kind, ast.ClassDef) or not RULES & set(bases(kind)):
                 continue
             page = (ast.get_docstring(kind) or "").splitlines()
             missing = [heading for heading in HEADINGS if heading not in page]

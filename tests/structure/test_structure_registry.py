@@ -40,7 +40,9 @@ def test_a_class_that_is_not_listed_is_found(tree):
 
 def test_a_listed_class_that_is_none_of_the_kind_is_found(tree):
     root = tree(LISTED | {"diagnose/rules/_a.py": "class A: ...\n"})
-    assert registry_problems(root, RULES) == ["ALL of diagnose/rules has A, which is no AbstractRule"]
+    assert registry_problems(root, RULES) == [
+        "ALL of diagnose/rules has A, which is no AbstractRule or AbstractRunRule"
+    ]
 
 
 def test_a_class_that_is_listed_twice_is_found(tree):

@@ -3,7 +3,7 @@
 from math import log10
 from typing import ClassVar, final
 
-from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
 # A layer with a share d of dead units passes sqrt(1 - d) of a gradient norm: at 0.9 half a decade is lost in that one
@@ -46,6 +46,8 @@ class DeadUnits(AbstractRule):
     code: ClassVar[str] = "EG301"
     symptom: ClassVar[str] = "dead units"
     source: ClassVar[str] = "Lu et al. 2019, Dying ReLU and Initialization: Theory and Numerical Examples"
+    family: ClassVar[str] = "dead"
+    tells: ClassVar[Tells] = "harm"
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Judge every rectifier that was seen often enough."""

@@ -5,7 +5,7 @@ from itertools import pairwise
 from math import ceil
 from typing import ClassVar, final
 
-from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._profile import Stop, decades_between, finite_readings, stops, weighted_layers
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
@@ -46,6 +46,8 @@ class ExplodingWithDepth(AbstractRule):
     code: ClassVar[str] = "EG102"
     symptom: ClassVar[str] = "exploding with depth"
     source: ClassVar[str] = "He et al. 2015, Delving Deep into Rectifiers, arXiv 1502.01852"
+    family: ClassVar[str] = "exploding-depth"
+    tells: ClassVar[Tells] = "harm"
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Take the larger of the forward and the backward growth."""

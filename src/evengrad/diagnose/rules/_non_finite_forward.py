@@ -3,7 +3,7 @@
 from math import isfinite
 from typing import ClassVar, final
 
-from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._profile import WIDEST_DECADES
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
@@ -38,6 +38,8 @@ class NonFiniteForward(AbstractRule):
     code: ClassVar[str] = "EG201"
     symptom: ClassVar[str] = "non-finite forward"
     source: ClassVar[str] = "Goodfellow, Bengio and Courville 2016, Deep Learning, section 4.1"
+    family: ClassVar[str] = "non-finite"
+    tells: ClassVar[Tells] = "always"
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Find the first producer."""

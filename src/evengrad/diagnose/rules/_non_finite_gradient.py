@@ -3,7 +3,7 @@
 from math import isfinite
 from typing import ClassVar, final
 
-from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._profile import WIDEST_DECADES
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
@@ -38,6 +38,8 @@ class NonFiniteGradient(AbstractRule):
     code: ClassVar[str] = "EG202"
     symptom: ClassVar[str] = "non-finite gradient"
     source: ClassVar[str] = "Pascanu, Mikolov and Bengio 2013, On the difficulty of training recurrent neural networks"
+    family: ClassVar[str] = "non-finite"
+    tells: ClassVar[Tells] = "always"
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """List the parameters whose gradient norm is not finite."""

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, final
 
-from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._profile import without_call
 from evengrad.diagnose.rules._dead_units import lost_decades, reaches
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
@@ -40,6 +40,8 @@ class SaturatedUnits(AbstractRule):
     code: ClassVar[str] = "EG302"
     symptom: ClassVar[str] = "saturated units"
     source: ClassVar[str] = "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward networks"
+    family: ClassVar[str] = "saturated"
+    tells: ClassVar[Tells] = "harm"
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Judge every saturating non-linearity that has a weighted layer after it."""

@@ -3,7 +3,7 @@
 from math import ceil
 from typing import ClassVar, final
 
-from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._profile import NEARLY_NOTHING, decades_between, finite_readings
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
@@ -47,6 +47,8 @@ class VanishingThroughTime(AbstractRule):
     code: ClassVar[str] = "EG103"
     symptom: ClassVar[str] = "vanishing through time"
     source: ClassVar[str] = "Pascanu, Mikolov and Bengio 2013, On the difficulty of training recurrent neural networks"
+    family: ClassVar[str] = "vanishing-time"
+    tells: ClassVar[Tells] = "harm"
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Judge the recurrent module that is worst off."""

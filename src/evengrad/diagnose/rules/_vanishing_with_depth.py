@@ -3,7 +3,7 @@
 from math import ceil
 from typing import ClassVar, final
 
-from evengrad.diagnose._abstract import AbstractRule, Sign
+from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._profile import by_module, decades_between, finite_readings, stops
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
@@ -47,6 +47,8 @@ class VanishingWithDepth(AbstractRule):
     code: ClassVar[str] = "EG101"
     symptom: ClassVar[str] = "vanishing with depth"
     source: ClassVar[str] = "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward networks"
+    family: ClassVar[str] = "vanishing-depth"
+    tells: ClassVar[Tells] = "harm"
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Compare the best-reached layer of the first quarter with the layers next to the loss."""
