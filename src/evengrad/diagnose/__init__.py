@@ -2,17 +2,21 @@
 
 from evengrad.diagnose import rules
 from evengrad.diagnose._abstract import AbstractRule, AbstractRunRule, Sign
-from evengrad.diagnose._diagnose import Diagnosis, diagnose, findings_of, symptoms_of
+from evengrad.diagnose._diagnose import Choice, Diagnosis, diagnose, findings_of, in_one_line, symptoms_of
 from evengrad.diagnose._explain import explain
+from evengrad.diagnose._told import Told
 
 __all__ = [
     "AbstractRule",
     "AbstractRunRule",
+    "Choice",
     "Diagnosis",
     "Sign",
+    "Told",
     "diagnose",
     "explain",
     "findings_of",
+    "in_one_line",
     "rules",
     "symptoms_of",
 ]

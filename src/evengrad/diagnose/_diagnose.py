@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from evengrad.diagnose import rules
 from evengrad.diagnose._abstract import AbstractRule, AbstractRunRule, Sign
+from evengrad.diagnose._choice import codes_of
 from evengrad.diagnose._profile import without_call
 from evengrad.diagnose._story import told_as_a_story
-from evengrad.nouns import Finding, Reading, Record
+from evengrad.nouns import Finding, Reading, Record, printable, shortened
 from evengrad.runlog import read
 
 
@@ -26,30 +28,98 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     record: Record
 
-    def __str__(self) -> str:
-        note = f"\nnote: {self.record.note}" if self.record.note else ""
+    @property
+    def headline(self) -> str:
+        """What there is to say, in one line."""
+        steps, source = len(self.record.readings), self.record.source
         if not self.findings:
-            return f"no findings in {len(self.record.readings)} readings of {self.record.source}{note}"
-        return "\n\n".join(str(finding) for finding in self.findings) + note
+            return f"no findings in {steps} readings of {source}"
+        roots = sum(not finding.follows for finding in self.findings)
+        below = len(self.findings) - roots
+        rest = f", and {below} that {'follows' if below == 1 else 'follow'} from {'it' if roots == 1 else 'them'}"
+        return f"{roots} finding{'s' * (roots > 1)} in {steps} readings of {source}{rest if below else ''}"
+
+    def __str__(self) -> str:
+        parts = [printable(self.headline)]
+        for finding in self.findings:
+            parts.append(f"\n{finding}" if not finding.follows else f"  \u2514 {in_one_line(finding)}")
+        return "\n".join([*parts, *([f"note: {printable(self.record.note)}"] if self.record.note else [])])
 
 
-def diagnose(run: str | os.PathLike[str]) -> Diagnosis:
+def in_one_line(finding: Finding) -> str:
+    """Say a finding in a line, for a log.
+
+    Example:
+        >>> from evengrad.nouns import Finding
+        >>> in_one_line(Finding(code="EG801", symptom="plateau", severity="warning", where=("loss",), when=(3, 9)))
+        'EG801 plateau (warning) at loss, step 3'
+    """
+    where = f" at {shortened(finding.where)}" if finding.where else ""
+    said = f": {finding.message}" if finding.message else ""
+    return printable(f"{finding.code} {finding.symptom} ({finding.severity}){where}, step {finding.when[0]}{said}")
+
+
+def diagnose(
+    run: str | os.PathLike[str],
+    *,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    rank: int = 0,
+) -> Diagnosis:
     """Read a run directory and let every rule judge it; torch is not needed.
 
     Works beside a training that is still writing.
 
     Args:
         run: A run directory, as given to `Guard(log=...)` or `repair(log=...)`.
+        select: Tell findings of these rules only; codes or their beginnings: `EG101`, `EG1`. All are asked.
+        ignore: Do as if these rules were not there.
+        rank: Whose readings, in a distributed run.
 
     Raises:
         NotARunError: The directory is something else.
         NewerRunError: It was written by a newer evengrad.
+        RunLogError: It cannot be read, or has no such rank.
+        UnknownRuleError: No rule has such a code.
     """
-    record = read(run)
-    return Diagnosis(findings=findings_of(record), record=record)
+    chosen = Choice(select=tuple(select), ignore=tuple(ignore))
+    chosen.check()
+    record = read(run, rank=rank)
+    return Diagnosis(findings=chosen.findings_of(record), record=record)
 
 
-def findings_of(record: Record) -> tuple[Finding, ...]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Which rules are asked, and which are told.
+
+    Args:
+        select: Codes or their beginnings; empty for all.
+        ignore: The same; these are not asked.
+    """
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Refuse what no rule is called.
+
+        Raises:
+            UnknownRuleError: No code begins so.
+        """
+        codes_of(self.select, what="select")
+        codes_of(self.ignore, what="ignore")
+
+    def findings_of(self, record: Record) -> tuple[Finding, ...]:
+        """Judge a record."""
+        told = codes_of(self.select, what="select")
+        found = findings_of(record, ignore=codes_of(self.ignore, what="ignore"))
+        if not self.select:
+            return found
+        kept = [finding for finding in found if finding.code in told]
+        return tuple(replace(one, follows=tuple(code for code in one.follows if code in told)) for one in kept)
+
+
+def findings_of(record: Record, *, ignore: frozenset[str] = frozenset()) -> tuple[Finding, ...]:
     """Let every rule judge a record, and tell what they say as one story: roots first, what follows below.
 
     A run that ends healthy gets no finding, even if a rule would have spoken on the way: a recurrent network may start
@@ -58,10 +128,15 @@ def findings_of(record: Record) -> tuple[Finding, ...]:
     what came first is seen: an exploding network is dead by the time it ends. What is wrong in any case (non-finite
     numbers, a mistake in the loop) is always told; what can be a cause but does no harm by itself is told only in a run
     that is sick. A gradient whose step was skipped has done no harm, so that alone does not make the run end sick.
+
+    Args:
+        record: The readings.
+        ignore: Codes of rules that are not asked.
     """
-    seen = {rule.code: _signs(rule, record) for rule in rules.ALL}
-    sick = any(_ends_sick(rule, [sign for _, sign in seen[rule.code]]) for rule in rules.ALL)
-    told = [rule for rule in rules.ALL if sick or rule.tells == "always"]
+    asked = [rule for rule in rules.ALL if rule.code not in ignore]
+    seen = {rule.code: _signs(rule, record) for rule in asked}
+    sick = any(_ends_sick(rule, [sign for _, sign in seen[rule.code]]) for rule in asked)
+    told = [rule for rule in asked if sick or rule.tells == "always"]
     found = [_finding(rule, seen[rule.code], record) for rule in told]
     return told_as_a_story([one for one in found if one is not None])
 

@@ -50,6 +50,8 @@ class Card:
     untried: tuple[tuple[str, tuple[str, ...]], ...]
     left_out: str
     source: str
+    follows: tuple[str, ...] = ()
+    look_at: str = ""
 
     @property
     def places(self) -> str:
@@ -88,6 +90,8 @@ def _card(finding: Finding) -> Card:
         untried=_untried(finding.cures[:_MOST_CURES]),
         left_out=_left_out(finding),
         source=_clean.sentence(finding.source),
+        follows=tuple(_clean.name(code) for code in finding.follows[:_MOST_PLACES]),
+        look_at=_clean.sentence(finding.look_at),
     )
 
 

@@ -81,8 +81,11 @@ def headline_of(findings: tuple[Finding, ...], steps: int, *, norms_only: bool =
     if not findings:
         half = "; only gradient norms were recorded" if norms_only else ""
         return f"No findings in {counted(steps, 'step')}{half}"
-    named = [f"{finding.symptom} ({finding.severity})" for finding in findings[:5]]
-    more = f", and {len(findings) - 5} more" if len(findings) > 5 else ""
+    roots = [finding for finding in findings if not finding.follows]
+    named = [f"{finding.symptom} ({finding.severity})" for finding in roots[:5]]
+    more = f", and {len(roots) - 5} more" if len(roots) > 5 else ""
+    below = len(findings) - len(roots)
+    more += f", and {below} that {'follows' if below == 1 else 'follow'}" if below else ""
     return f"{counted(len(findings), 'finding')} in {counted(steps, 'step')}: {', '.join(named)}{more}"
 
 

@@ -113,12 +113,20 @@ def _pairs(pairs: Iterable[tuple[str, RenderableType]]) -> Table:
     return grid
 
 
-def _card(card: Card) -> Panel:
+def _card(card: Card) -> RenderableType:
+    """Draw a card; what follows from another is set in below it."""
+    panel = _panel(card)
+    return Padding(panel, (0, 0, 0, 4)) if card.follows else panel
+
+
+def _panel(card: Card) -> Panel:
     colour = "red" if card.severity == "critical" else "yellow"
     rows: list[tuple[str, RenderableType]] = [("where", card.places), ("when", card.when)]
+    rows += [("follows from", ", ".join(card.follows))] if card.follows else []
     rows += [("size", card.size)] if card.size else []
     rows += [("evidence" if at == 0 else "", f"{what}: {value}") for at, (what, value) in enumerate(card.evidence)]
     rows += [("cause", Text(card.cause, style="bold"))] if card.cause else []
+    rows += [("look at", card.look_at)] if card.look_at else []
     rows += [("cures" if at == 0 else "", _cure(cure)) for at, cure in enumerate(card.cures)]
     rows += [("not tried", f"{', '.join(labels)}: {reason}") for reason, labels in card.untried]
     rows += [("", card.left_out)] if card.left_out else []
