@@ -1,0 +1,281 @@
+"""How the loss of a run goes: robust numbers of its start, its end and its noise, which rules about loss share."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite, sqrt
+from statistics import fmean, median, stdev
+
+from evengrad.nouns import Ends, Reading, Record
+
+FEWEST_LOSSES = 10
+# Windows never hold more than this: what a longer one would add to the precision of a median is below 3 %.
+WIDEST_WINDOW = 1000
+# A median of n normal numbers scatters by sqrt(pi / 2) of what their mean does; a normal number's median absolute
+# deviation is its standard deviation over 1.4826, and the difference of two has sqrt(2) of it.
+OF_A_MEDIAN = 1.2533
+FROM_MAD = 1.4826
+# Two medians differ when they are this many standard errors apart: a chance of 6e-5 for white noise, and still one in
+# a hundred where neighbouring losses are so alike that only a third of them count.
+SIGNIFICANT_SIGMAS = 4.0
+ROUNDING = 2.0**-23
+# With fewer samples the best constant of a batch is fitted to these very samples and says little of the data.
+FEWEST_SAMPLES = 8
+FEWEST_RATIOS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trend:
+    """The course of the loss, in numbers that a few outliers cannot move.
+
+    Args:
+        count: Losses that are known and finite.
+        first_step: Step of the first of them.
+        last_step: Step of the last.
+        start: Median of the first 3 % (five losses at least, so that it stands for the untrained model).
+        end: Median of the last 15 %.
+        best: Lowest median of a hundredth of the run (five losses at least).
+        start_noise: Standard deviation of a single loss around its neighbours in the first quarter.
+        end_noise: The same in the last quarter.
+        fall_sigmas: By how many standard errors the end lies below the start; negative where it lies above. The
+            larger one of two comparisons: start with end, first quarter with last quarter.
+        late_fall: How far the loss came down within the last third, from the median of its first half to the second.
+        late_sigmas: The same in standard errors.
+        swing: Standard deviation of the losses in the last quarter around their median, slow waves and all.
+        period_two: Correlation of a change of the loss with the change two steps later, in the last quarter: 0 for
+            noise of batches around any slow course, near 1 where every second step goes up again, as in a descent whose
+            steps are too long.
+        finite: Whether every loss that was told is finite.
+        first_bad_step: Step of the first one that is not.
+        last_finite: Whether the last loss that was told is.
+        full_steps: How many steps at the largest learning rate all steps together amount to; the number of steps where
+            no rate is known.
+        warming_up: Whether the learning rate is still rising at the end.
+        relative_to_constant: The loss over that of the best constant prediction, pooled over the sampled batches of the
+            second half of the run and freed of what the constant owes to being fitted to the batch; None where it is
+            not known or the batches are too small for it.
+        relative_error: Standard error of that.
+    """
+
+    count: int
+    first_step: int
+    last_step: int
+    start: float
+    end: float
+    best: float
+    start_noise: float
+    end_noise: float
+    fall_sigmas: float
+    late_fall: float
+    late_sigmas: float
+    swing: float
+    period_two: float
+    finite: bool
+    first_bad_step: int | None
+    last_finite: bool
+    full_steps: float
+    warming_up: bool
+    relative_to_constant: float | None
+    relative_error: float
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps the losses span."""
+        return self.last_step - self.first_step + 1
+
+    @property
+    def from_start(self) -> bool:
+        """Whether the first loss is that of the untrained model."""
+        return self.first_step == 0
+
+    @property
+    def fell(self) -> bool:
+        """Whether the end is below the start beyond what noise can do."""
+        return self.fall_sigmas >= SIGNIFICANT_SIGMAS
+
+    @property
+    def rose(self) -> bool:
+        """Whether the end is above the start beyond what noise can do."""
+        return self.fall_sigmas <= -SIGNIFICANT_SIGMAS
+
+    @property
+    def still_falling(self) -> bool:
+        """Whether the loss came down within the last third beyond what noise can do."""
+        return self.late_sigmas >= SIGNIFICANT_SIGMAS
+
+    @property
+    def rising(self) -> bool:
+        """Whether the loss went up within the last third beyond what noise can do."""
+        return self.late_sigmas <= -SIGNIFICANT_SIGMAS
+
+    @property
+    def fallen_frac(self) -> float:
+        """Share of the larger magnitude of start and end by which the loss fell; negative where it rose.
+
+        It does not change with the unit of the loss, and has a meaning for negative losses too.
+        """
+        scale = max(abs(self.start), abs(self.end))
+        return (self.start - self.end) / scale if scale > 0.0 else 0.0
+
+
+def losses_of(record: Record) -> list[tuple[int, float]]:
+    """List step and loss where the loss is known, whether finite or not."""
+    return [(reading.step, reading.loss) for reading in record.readings if reading.loss is not None]
+
+
+def trend_of(record: Record) -> Trend | None:
+    """Describe the course of the loss; None where fewer than ten finite losses are known."""
+    told = losses_of(record)
+    finite = [(step, loss) for step, loss in told if isfinite(loss)]
+    if len(finite) < FEWEST_LOSSES:
+        return None
+    losses = [loss for _, loss in finite]
+    quarter = max(len(losses) // 4, 5)
+    head, tail = losses[: _share(losses, 0.03)], losses[-_share(losses, 0.15) :]
+    first, last = losses[:quarter], losses[-quarter:]
+    third = losses[-max(len(losses) // 3, 8) :]
+    late_fall, late_sigmas = _compared(third[: len(third) // 2], third[len(third) // 2 :])
+    falls = (_compared(head, tail)[1], _compared(first, last)[1])
+    relative, error = _against_constant(record.readings)
+    bad = next((step for step, loss in told if not isfinite(loss)), None)
+    full_steps, warming_up = _rates(record)
+    return Trend(
+        count=len(losses),
+        first_step=finite[0][0],
+        last_step=finite[-1][0],
+        start=median(_thinned(head)),
+        end=median(_thinned(tail)),
+        best=_lowest(losses),
+        start_noise=noise_of(first[:WIDEST_WINDOW]),
+        end_noise=noise_of(last[-WIDEST_WINDOW:]),
+        fall_sigmas=max(falls, key=abs),
+        late_fall=late_fall,
+        late_sigmas=late_sigmas,
+        swing=_spread(_thinned(last)),
+        period_two=_period_two(last[-WIDEST_WINDOW:]),
+        finite=bad is None,
+        first_bad_step=bad,
+        last_finite=isfinite(told[-1][1]),
+        full_steps=full_steps,
+        warming_up=warming_up,
+        relative_to_constant=relative,
+        relative_error=error,
+    )
+
+
+def noise_of(losses: Sequence[float]) -> float:
+    """Estimate the standard deviation of a loss around its neighbours, whatever slow course they follow.
+
+    Example:
+        >>> noise_of([1.0, 2.0, 3.0, 4.0, 5.0]) < 1.1
+        True
+    """
+    steps = [after - before for before, after in itertools.pairwise(losses)]
+    if len(steps) < 2:
+        return 0.0
+    return FROM_MAD * median(abs(step) for step in steps) / sqrt(2.0)
+
+
+def _share(losses: Sequence[float], frac: float) -> int:
+    return max(5, int(frac * len(losses)))
+
+
+def _thinned(losses: Sequence[float]) -> Sequence[float]:
+    """Take every k-th loss of a long window, with k odd: no pattern of two may be thinned to one side."""
+    return losses[:: (len(losses) // WIDEST_WINDOW) | 1] if len(losses) > WIDEST_WINDOW else losses
+
+
+def _spread(losses: Sequence[float]) -> float:
+    middle = median(losses)
+    return FROM_MAD * median(abs(loss - middle) for loss in losses)
+
+
+def _compared(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """How far the median comes down from one window to the next, and that in standard errors.
+
+    The error of a median is that of noise, from differences of neighbours: a course that goes down within a window is
+    no noise. Where there is none at all (a fixed batch), what float32 resolves is taken.
+    """
+    one, two = median(_thinned(before)), median(_thinned(after))
+    errors = [
+        OF_A_MEDIAN * max(noise_of(window[:WIDEST_WINDOW]), ROUNDING * abs(middle)) / sqrt(min(len(window), 4000))
+        for window, middle in ((before, one), (after, two))
+    ]
+    error = sqrt(errors[0] ** 2 + errors[1] ** 2)
+    fall = one - two
+    if error == 0.0:
+        return fall, 0.0 if fall == 0.0 else inf if fall > 0.0 else -inf
+    return fall, fall / error
+
+
+def _lowest(losses: Sequence[float]) -> float:
+    width = max(5, len(losses) // 100)
+    blocks = [losses[at : at + width] for at in range(0, len(losses) - width + 1, width)]
+    return min(median(_thinned(block)) for block in blocks)
+
+
+def _period_two(losses: Sequence[float]) -> float:
+    """Correlate each change with the one two steps later; changes beyond four of their spreads count as four."""
+    steps = [after - before for before, after in itertools.pairwise(losses)]
+    if len(steps) < 8:
+        return 0.0
+    most = 4.0 * FROM_MAD * median(abs(step) for step in steps)
+    steps = [max(-most, min(most, step)) for step in steps]
+    power = sum(step * step for step in steps[:-2]) + sum(step * step for step in steps[2:])
+    return 2.0 * sum(one * two for one, two in zip(steps, steps[2:], strict=False)) / power if power > 0.0 else 0.0
+
+
+def _rates(record: Record) -> tuple[float, bool]:
+    """Sum the learning rates in units of the largest one, and tell whether the rate is still rising at the end."""
+    rates = [max(reading.lrs) for reading in record.readings if reading.lrs and isfinite(max(reading.lrs))]
+    steps = record.readings[-1].step - record.readings[0].step + 1
+    peak = max(rates, default=0.0)
+    if peak <= 0.0:
+        return float(steps), False
+    before = rates[-1 - len(rates) // 10]
+    return steps * fmean(rates) / peak, rates[-1] >= peak and before < (1.0 - 1e-6) * peak
+
+
+def _against_constant(readings: Sequence[Reading]) -> tuple[float | None, float]:
+    """Pool loss and constant loss over the sampled readings of the second half; the ratio and its standard error."""
+    middle = (readings[0].step + readings[-1].step) / 2
+    pairs = []
+    for reading in readings:
+        if reading.ends is not None and reading.step >= middle and reading.loss is not None and isfinite(reading.loss):
+            constant = constant_of(reading.ends)
+            if constant is not None:
+                pairs.append((reading.loss, constant))
+    if len(pairs) < FEWEST_RATIOS:
+        return None, 0.0
+    level = fmean(constant for _, constant in pairs)
+    if level <= 0.0:
+        return None, 0.0
+    ratio = fmean(loss for loss, _ in pairs) / level
+    left = [loss - ratio * constant for loss, constant in pairs]
+    return ratio, stdev(left) / (level * sqrt(len(left)))
+
+
+def constant_of(ends: Ends) -> float | None:
+    """Free the loss of the best constant of what it owes to being fitted to the batch; None where that is too much.
+
+    A constant with k free numbers that is fitted to n samples has a loss that is too low by k / (2 n) for a
+    cross entropy (Wilks) and by a factor 1 - 1 / n for a squared error (Bessel). Where more than a tenth of the whole
+    would be such a correction, nothing is said.
+    """
+    constant, target = ends.constant_loss, ends.target
+    if constant is None or target is None or not target.shape or not isfinite(constant) or constant <= 0.0:
+        return None
+    samples = target.shape[0]
+    if samples < FEWEST_SAMPLES:
+        return None
+    if target.dtype.startswith(("int", "uint", "bool")):
+        classes = ends.softmax_size or (ends.output.features if ends.output is not None else 0)
+        count = samples
+        for size in target.shape[1:]:
+            count *= size
+        owed = max(classes - 1, 1) / (2 * count)
+    else:
+        owed = constant / (samples - 1)
+    return constant + owed if owed <= 0.1 * (constant + owed) else None
