@@ -124,5 +124,5 @@ def test_a_diagnosis_prints_its_findings_or_that_there_are_none_and_what_is_miss
     assert str(Diagnosis(findings=(), record=healthy)) == "no findings in 2 readings of runs/a\nnote: the log is torn"
     sick = replace(healthy, readings=record(VANISHED).readings, note="")
     text = str(Diagnosis(findings=findings_of(sick), record=sick))
-    assert text.startswith("EG101 vanishing with depth (critical)\n")
+    assert text.startswith("1 finding in 1 reading of runs/a\n\nEG101 vanishing with depth (critical)\n")
     assert "note:" not in text

@@ -31,13 +31,14 @@ class Diagnosis:
     @property
     def headline(self) -> str:
         """What there is to say, in one line."""
-        steps, source = len(self.record.readings), self.record.source
+        count = len(self.record.readings)
+        of = f"in {count} reading{'s' * (count != 1)} of {self.record.source}"
         if not self.findings:
-            return f"no findings in {steps} readings of {source}"
+            return f"no findings {of}"
         roots = sum(not finding.follows for finding in self.findings)
         below = len(self.findings) - roots
         rest = f", and {below} that {'follows' if below == 1 else 'follow'} from {'it' if roots == 1 else 'them'}"
-        return f"{roots} finding{'s' * (roots > 1)} in {steps} readings of {source}{rest if below else ''}"
+        return f"{roots} finding{'s' * (roots > 1)} {of}{rest if below else ''}"
 
     def __str__(self) -> str:
         parts = [printable(self.headline)]
