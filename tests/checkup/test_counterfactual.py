@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 import evengrad
-from evengrad.checkup._counterfactual import _Before, _Measured, _with_cause
+from evengrad.checkup._counterfactual import _Before, _developing, _Measured, _with_cause
 from evengrad.nouns import Cure, Finding
 
 CURES = (Cure(treatment="Reinitialize"), Cure(treatment="AddResidual"), Cure(treatment="AddNormalization"))
@@ -118,3 +118,20 @@ def test_the_random_numbers_of_the_treatments_come_from_the_seed():
     ]
     assert sizes[0] == sizes[1]
     assert sizes[0] != sizes[2]
+
+
+def test_a_cause_that_the_rule_is_certain_of_stays_whatever_treatments_do():
+    certain = Finding(
+        code="EG101", symptom="", severity="critical", where=("0",), cures=CURES, cause="a mistake in the code"
+    )
+    results = {cure.label: measured({"EG101": 0.0}) for cure in CURES}
+    assert _with_cause(certain, results, BEFORE).cause == "a mistake in the code"
+    bare = Finding(code="EG108", symptom="", severity="critical", where=("0",), cause="detach() in the forward")
+    assert _with_cause(bare, {}, BEFORE) == bare
+    assert _developing(bare) == bare
+    assert _developing(certain) == certain
+
+
+def test_only_a_finding_with_cures_is_said_to_be_for_trials():
+    assert "trials show" in _developing(FINDING).cause
+    assert _developing(Finding(code="EG801", symptom="", severity="warning", where=("loss",))).cause == ""

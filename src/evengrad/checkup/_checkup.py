@@ -15,6 +15,9 @@ from evengrad.diagnose import findings_of, rules, symptoms_of
 from evengrad.nouns import Finding, OptimizerError, Reading, Record
 from evengrad.probe import named_parameters, probe
 
+# Rules that can judge nearly every network from one batch: where one of them cannot, that leaves something open.
+JUDGES_NEARLY_ALL = frozenset({"EG101", "EG102", "EG103", "EG104", "EG201", "EG202", "EG301", "EG302"})
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +50,14 @@ class Checkup:
         layers = self.reading.layers
         absent = {
             "EG103": not any(layer.time_grad_rms for layer in layers),
+            "EG104": not any(layer.time_grad_rms for layer in layers),
             "EG301": not any(layer.nonlinearity == "relu" for layer in layers),
             "EG302": not any(layer.saturated_frac is not None for layer in layers),
         }  # a rule about units that the model does not have leaves nothing open
         open_ = [
             f"{rule.symptom} ({rule.code})"
             for rule in rules.ALL
-            if rule.code not in judged and not absent.get(rule.code, False)
+            if rule.code in JUDGES_NEARLY_ALL and rule.code not in judged and not absent.get(rule.code, False)
         ]
         notes = ["note: the gradient is exactly zero: nothing can be learnt from this batch"]
         notes = notes if self.reading.total_norm == 0.0 else []

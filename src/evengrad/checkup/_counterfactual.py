@@ -39,7 +39,8 @@ def with_causes(
 ) -> tuple[Finding, ...]:
     """Try the cures of every finding on copies, rank them by relief, and name the cause.
 
-    A finding that this batch and model do not show (it develops later) is left without counterfactuals.
+    A finding that this batch and model do not show (it develops later) is left without counterfactuals. A cause that
+    the rule itself is certain of, such as a mistake in the code, stays.
 
     Each treatment is tried once even when several findings propose it. Treatments of the training (learning rate,
     optimizer, clipping) cannot show on a single batch and are kept, untried, behind those that did.
@@ -55,7 +56,7 @@ def with_causes(
         measured[label] = _measure(cure, patient)
     before = _Before(symptoms=symptoms_of(patient.record.readings[0], patient.record), speaking=shown)
     return tuple(
-        _with_cause(finding, measured, before) if finding.code in shown else replace(finding, cause=DEVELOPS)
+        _with_cause(finding, measured, before) if finding.code in shown else _developing(finding)
         for finding in findings
     )
 
@@ -101,10 +102,16 @@ def _measure(cure: Cure, patient: Patient) -> _Measured:
     )
 
 
+def _developing(finding: Finding) -> Finding:
+    return finding if finding.cause or not finding.cures else replace(finding, cause=DEVELOPS)
+
+
 def _with_cause(finding: Finding, measured: dict[str, _Measured], before: _Before) -> Finding:
+    if not finding.cures:
+        return finding
     pairs = [(_tried(cure, measured[cure.label], finding.code, before), measured[cure.label]) for cure in finding.cures]
     ranked = sorted(((cure, result.effort) for cure, result in pairs), key=lambda pair: _rank(*pair))
-    return replace(finding, cures=tuple(cure for cure, _ in ranked), cause=_cause(ranked))
+    return replace(finding, cures=tuple(cure for cure, _ in ranked), cause=finding.cause or _cause(ranked))
 
 
 def _tried(cure: Cure, result: _Measured, code: str, before: _Before) -> Cure:

@@ -11,7 +11,7 @@ from typing import final
 from torch import nn
 
 from evengrad.checkup import Progress
-from evengrad.diagnose import rules
+from evengrad.diagnose import AbstractRule, rules
 from evengrad.nouns import EvengradError, Finding, Outcome, Record, Story, Task, TaskError, Trial, Verdict
 from evengrad.runlog import write_story
 from evengrad.trial._candidates import Candidate, candidates, explained
@@ -256,9 +256,11 @@ def _without_findings(scout: Course) -> Verdict:
 
 
 def _spoke_early(record: Record) -> dict[str, int]:
-    """List the rules that spoke on the way, and the last step at which they did."""
+    """List the rules that spoke of harm in a reading on the way, and the last step at which they did."""
     spoke: dict[str, int] = {}
     for rule in rules.ALL:
+        if not isinstance(rule, AbstractRule) or rule.tells == "cause":
+            continue
         for reading in record.readings:
             sign = rule.sign(reading, record)
             if sign is not None and sign.speaks:
