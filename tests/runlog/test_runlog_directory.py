@@ -20,7 +20,7 @@ def listing(directory):
 def newer(directory):
     Writer(directory, parameters=("w",)).close()
     meta = json.loads((directory / "meta.json").read_text())
-    (directory / "meta.json").write_text(json.dumps(meta | {"version": 2, "parameters": "compressed"}))
+    (directory / "meta.json").write_text(json.dumps(meta | {"version": 3, "parameters": "compressed"}))
 
 
 ACCESS = [
@@ -37,7 +37,7 @@ def test_meta_json_holds_what_the_run_is(tmp_path):
     assert meta.pop("created").endswith("+00:00")
     assert meta == {
         "format": "evengrad-run",
-        "version": 1,
+        "version": 2,
         "parameters": ["w", "b"],
         "dtype": "bfloat16",
         "facts": {"seed": "3"},
@@ -81,7 +81,7 @@ def test_a_directory_that_is_not_there_is_not_a_run(tmp_path, access):
 def test_a_newer_run_is_refused_by_its_version_and_untouched(tmp_path, access):
     newer(tmp_path)
     before = listing(tmp_path)
-    with pytest.raises(NewerRunError, match="got a run of version 2, want version 1 or older; update evengrad"):
+    with pytest.raises(NewerRunError, match="got a run of version 3, want version 2 or older; update evengrad"):
         access(tmp_path)
     assert listing(tmp_path) == before
     assert is_run(tmp_path)

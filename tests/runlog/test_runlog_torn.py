@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,9 @@ from evengrad.runlog import Writer, read
 
 STEPS = "rank00000-0000.steps.arrows"
 LAYERS = "rank00000-0000.layers-000.arrows"
+WEIGHTS = "rank00000-0000.weights-000.arrows"
+ENDS = "rank00000-0000.ends-000.arrows"
+NOT_THERE = {STEPS: {}, LAYERS: {"layers": ()}, WEIGHTS: {"weights": ()}, ENDS: {"ends": None}}
 
 
 def write(directory, readings, **settings):
@@ -49,35 +53,37 @@ def test_a_steps_file_cut_at_any_byte_gives_its_whole_batches_and_says_how_much_
     assert read(tmp_path).complete
 
 
-def test_a_layers_file_cut_at_any_byte_loses_layers_and_no_steps(tmp_path, make):
+@pytest.mark.parametrize("name", ["layers", "weights", "ends"])
+def test_a_file_of_samples_cut_at_any_byte_loses_samples_and_no_steps(tmp_path, make, name):
     readings = make(0, 4, sample=1)
     write(tmp_path, readings, flush_every_steps=2)
-    data = (tmp_path / LAYERS).read_bytes()
+    path = tmp_path / LAYERS.replace("layers", name)
+    data = path.read_bytes()
     seen = set()
     for size in range(0, len(data) - 8, 7):
-        (tmp_path / LAYERS).write_bytes(data[:size])
+        path.write_bytes(data[:size])
         record = read_quietly(tmp_path)
-        with_layers = sum(bool(reading.layers) for reading in record.readings)
-        assert [reading.step for reading in record.readings] == [0, 1, 2, 3]
-        assert [reading.layers for reading in record.readings[:with_layers]] == [
-            r.layers for r in readings[:with_layers]
-        ]
-        assert f"the layers of {4 - with_layers} sampled steps" in record.note
-        seen.add(with_layers)
+        there = sum(bool(getattr(reading, name)) for reading in record.readings)
+        assert record.readings[:there] == tuple(readings[:there])
+        lost = {"layers": (), "weights": (), "ends": None}[name]
+        assert record.readings[there:] == tuple(replace(reading, **{name: lost}) for reading in readings[there:])
+        assert f"the {name} of {4 - there} sampled steps" in record.note
+        seen.add(there)
     assert seen == {0, 2}
 
 
-def test_a_missing_layers_file_is_said(tmp_path, make):
+@pytest.mark.parametrize("name", ["layers", "weights", "ends"])
+def test_a_missing_file_of_samples_is_said(tmp_path, make, name):
     write(tmp_path, make(0, 5, sample=2))
-    (tmp_path / LAYERS).unlink()
+    (tmp_path / LAYERS.replace("layers", name)).unlink()
     record = read(tmp_path)
     assert len(record.readings) == 5
-    assert record.note == "the layers of 3 sampled steps, from 0 to 4, are not there"
+    assert record.note == f"the {name} of 3 sampled steps, from 0 to 4, are not there"
 
 
 def test_a_missing_steps_file_is_said(tmp_path, make):
     write(tmp_path, make(0, 5, sample=2)).unlink()
-    with pytest.warns(TornLogWarning, match="the steps file beside rank00000-0000.layers-000.arrows is missing"):
+    with pytest.warns(TornLogWarning, match="the steps file beside rank00000-0000.ends-000.arrows is missing"):
         record = read(tmp_path)
     assert (record.readings, record.complete) == ((), False)
 
@@ -109,7 +115,7 @@ def test_a_second_stream_after_the_first_is_not_read(tmp_path, make):
     assert read_quietly(tmp_path).readings == tuple(make(0, 4))
 
 
-@pytest.mark.parametrize("name", [STEPS, LAYERS])
+@pytest.mark.parametrize("name", [STEPS, LAYERS, WEIGHTS, ENDS])
 def test_a_changed_byte_anywhere_never_makes_a_reading_up(tmp_path, make, name):
     readings = {reading.step: reading for reading in make(0, 4, sample=2)}
     write(tmp_path, readings.values(), flush_every_steps=2)
@@ -123,8 +129,8 @@ def test_a_changed_byte_anywhere_never_makes_a_reading_up(tmp_path, make, name):
         record = read_quietly(tmp_path)
         for reading in record.readings:
             wanted = readings[reading.step]
-            assert reading == wanted or (name == LAYERS and reading.layers == ())
-        shorter += len(record.readings) < 4 or not all(record.readings[step].layers for step in (0, 2))
+            assert reading in (wanted, replace(wanted, **NOT_THERE[name]))
+        shorter += len(record.readings) < 4 or "are not there" in record.note
         assert record.complete <= (len(record.readings) == 4)
     assert shorter > 0
 
@@ -164,13 +170,22 @@ def test_steps_of_another_run_are_not_taken_for_ours(tmp_path, make):
     assert read_quietly(tmp_path / "ours").readings == ()
 
 
-def test_layers_of_other_steps_are_not_taken_for_ours(tmp_path, make):
+@pytest.mark.parametrize("name", [LAYERS, WEIGHTS, ENDS])
+def test_samples_of_other_steps_are_not_taken_for_ours(tmp_path, make, name):
     write(tmp_path / "ours", make(0, 4, sample=2))
     write(tmp_path / "other", make(1, 4, sample=3))
-    (tmp_path / "ours" / LAYERS).write_bytes((tmp_path / "other" / LAYERS).read_bytes())
+    (tmp_path / "ours" / name).write_bytes((tmp_path / "other" / name).read_bytes())
     record = read(tmp_path / "ours")
-    assert [reading.layers for reading in record.readings] == [()] * 4
-    assert record.note == "the layers of 2 sampled steps, from 0 to 2, are not there"
+    assert record.readings == tuple(replace(reading, **NOT_THERE[name]) for reading in make(0, 4, sample=2))
+    assert "of 2 sampled steps, from 0 to 2, are not there" in record.note
+
+
+def test_a_file_of_samples_under_the_name_of_another_is_not_read(tmp_path, make):
+    write(tmp_path, make(0, 4, sample=2))
+    (tmp_path / WEIGHTS).write_bytes((tmp_path / LAYERS).read_bytes())
+    record = read_quietly(tmp_path)
+    assert [reading.weights for reading in record.readings] == [()] * 4
+    assert "the weights of 2 sampled steps, from 0 to 2, are not there" in record.note
 
 
 def test_a_single_step_lost_between_two_starts_is_said(tmp_path, make):
@@ -235,7 +250,8 @@ def test_null_numbers_in_a_forged_file_are_no_readings(tmp_path):
     path = write(tmp_path, [])
     path.unlink()
     columns = _steps.steps_columns(2, "float32")
-    batch = _steps.steps_batch([Reading(step=0), Reading(step=1)], [-1, -1], 2, "float32")
+    files = {name: [-1, -1] for name in _steps.SAMPLED}
+    batch = _steps.steps_batch([Reading(step=0), Reading(step=1)], files, 2, "float32")
     batch["step"] = _arrow.Values(flat=batch["step"].flat, missing=np.array([False, True]))
     file = _file.AppendOnlyFile(path, columns, _steps.steps_facts(("w", "b")))
     file.append(batch, 2)
@@ -247,3 +263,94 @@ def test_a_layer_needs_no_more_than_its_defaults(tmp_path):
     layer = LayerReading(name="(model)", kind="Net")
     write(tmp_path, [Reading(layers=(layer,))])
     assert read(tmp_path).readings[0].layers == (layer,)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "numbers"),
+    [([-1, 2], [1.0]), ([2, -2], []), ([1, 0], []), ([0, 0], [1.0]), ([2**31 - 1, 1], [1.0])],
+)
+def test_lists_of_impossible_lengths_in_a_forged_file_are_no_layers(tmp_path, make, layers, lengths, numbers):
+    import numpy as np
+
+    from evengrad.runlog import _arrow, _file, _layers
+
+    write(tmp_path, [Reading(step=0, layers=layers[:2])])
+    path, table = tmp_path / LAYERS, _layers.LAYERS
+    path.unlink()
+    key = table.key(layers[:2])
+    batch = table.batch([(0, layers[:2])], "float32")
+    batch["time_steps"] = _arrow.Values(flat=np.array(lengths, dtype=np.int32))
+    batch["time_grad_rms"] = _arrow.Values(flat=np.array(numbers), lengths=np.array([len(numbers)]))
+    file = _file.AppendOnlyFile(path, table.columns(key, "float32"), table.facts(key))
+    file.append(batch, 1)
+    file.finish()
+    assert read(tmp_path).note == "the layers of 1 sampled steps, from 0 to 0, are not there"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"inputs": 3}',
+        b'{"softmax_size": 1' + b"0" * 400 + b"}",
+        b'{"softmax_size": 9223372036854775808}',
+        b'{"output": {"name": "' + b"x" * 100_001 + b'"}}',
+    ],
+)
+def test_a_text_in_a_forged_file_that_tells_of_no_ends_is_none(tmp_path, ends, text):
+    import numpy as np
+
+    from evengrad.runlog import _arrow, _ends, _file
+
+    write(tmp_path, [Reading(step=0, ends=ends), Reading(step=1, ends=ends)])
+    path, table = tmp_path / ENDS, _ends.ENDS
+    path.unlink()
+    batch = table.batch([(0, ends), (1, ends)], "float32")
+    good = batch["ends"].flat[: batch["ends"].lengths[0]].tobytes()
+    flat = np.frombuffer(text + good, dtype=np.uint8)
+    batch["ends"] = _arrow.Values(flat=flat, lengths=np.array([len(text), len(good)]))
+    file = _file.AppendOnlyFile(path, table.columns(("ends",), "float32"), table.facts(("ends",)))
+    file.append(batch, 2)
+    file.finish()
+    record = read(tmp_path)
+    assert [reading.ends for reading in record.readings] == [None, ends]
+    assert record.note == "the ends of 1 sampled steps, from 0 to 0, are not there"
+
+
+@pytest.mark.parametrize("name", [LAYERS, WEIGHTS])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "9"},
+        {"format": "other"},
+        {"layers": "[]", "weights": "[]"},
+        {"layers": "[" * 100_000, "weights": "{}"},
+        {"layers": "[1]", "weights": "[{}]"},
+        {
+            "layers": '[{"name": 3, "kind": "", "weighted": true, "nonlinearity": null}]',
+            "weights": '[{"name": "w", "numel": 1e9, "fan_in": 0, "dtype": "float32"}]',
+        },
+        {
+            "layers": '[{"name": "a", "kind": "", "weighted": 1, "nonlinearity": null}]',
+            "weights": '[{"name": "w", "numel": 9223372036854775808, "fan_in": 0, "dtype": "float32"}]',
+        },
+    ],
+)
+def test_a_forged_header_of_samples_is_said_and_nothing_is_taken_from_it(tmp_path, layers, weights, name, change):
+    from evengrad.runlog import _file, _layers
+
+    content, table = (layers[:1], _layers.LAYERS) if name == LAYERS else (weights[:1], _layers.WEIGHTS)
+    field = name.split(".")[1].split("-")[0]
+    write(tmp_path, [Reading(step=0, **{field: content})])
+    (tmp_path / name).unlink()
+    key = table.key(content)
+    file = _file.AppendOnlyFile(tmp_path / name, table.columns(key, "float32"), table.facts(key) | change)
+    file.append(table.batch([(0, content)], "float32"), 1)
+    file.finish()
+    record = read_quietly(tmp_path)
+    assert getattr(record.readings[0], field) == ()
+    assert f"the {field} of 1 sampled steps, from 0 to 0, are not there" in record.note

@@ -10,14 +10,14 @@ import numpy as np
 from nanoarrow.c_array_stream import CArrayStream
 from nanoarrow.ipc import InputStream, StreamWriter
 
-Kind = Literal["int32", "int64", "float32", "float64", "bool"]
+Kind = Literal["int32", "int64", "float32", "float64", "bool", "text"]
 
 ANY_LENGTH = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """A column: one number per row, or a list of `width` numbers, or a list of any length; nullable are the numbers."""
+    """A column: a number or text per row, or a list of `width` numbers, or of any length; nullable are the numbers."""
 
     name: str
     kind: Kind
@@ -27,7 +27,10 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Values:
-    """The numbers of a column, row after row; `missing` marks nulls, `lengths` are those of lists of any length."""
+    """The numbers of a column, row after row; `missing` marks nulls, `lengths` are those of lists of any length.
+
+    Of a column of texts, the bytes in UTF-8 and the length of each text.
+    """
 
     flat: np.ndarray[Any, Any]
     missing: np.ndarray[Any, Any] | None = None
@@ -90,45 +93,53 @@ def decoded(
 
 
 def _type(column: Column) -> Any:
-    item = getattr(nanoarrow, "bool_" if column.kind == "bool" else column.kind)()
+    item = _item(column.kind)
     if column.width is None:
         return item
     return nanoarrow.list_(item) if column.width == ANY_LENGTH else nanoarrow.fixed_size_list(item, column.width)
 
 
+def _item(kind: Kind) -> Any:
+    return getattr(nanoarrow, {"bool": "bool_", "text": "string"}.get(kind, kind))()
+
+
 def _array(column: Column, values: Values, rows: int) -> Any:
+    if column.kind == "text":
+        return nanoarrow.c_array_from_buffers(_type(column), rows, [None, _offsets(values.lengths), values.flat])
     flat = values.flat.astype(column.kind, copy=False)
     data = np.packbits(flat, bitorder="little") if column.kind == "bool" else np.ascontiguousarray(flat)
     valid = None if values.missing is None else np.packbits(~values.missing, bitorder="little")
-    kind = getattr(nanoarrow, "bool_" if column.kind == "bool" else column.kind)()
-    array = nanoarrow.c_array_from_buffers(kind, len(flat), [valid, data])
+    array = nanoarrow.c_array_from_buffers(_item(column.kind), len(flat), [valid, data])
     if column.width is None:
         return array
     buffers: list[Any] = [None]
     if values.lengths is not None:
-        buffers.append(np.concatenate(([0], np.cumsum(values.lengths))).astype(np.int32))
+        buffers.append(_offsets(values.lengths))
     return nanoarrow.c_array_from_buffers(_type(column), rows, buffers, children=[array])
 
 
+def _offsets(lengths: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+    assert lengths is not None, "lists of any length and texts have lengths"
+    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    if offsets[-1] >= 2**31:
+        raise ValueError("a batch with too many numbers in its lists")
+    return offsets.astype(np.int32)
+
+
 def _values(column: Column, array: Any, rows: int) -> Values:
-    lengths = None
+    if column.kind == "text":
+        return _text_values(array, rows)
+    lengths, count = None, rows
     if column.width is not None:
         if array.null_count:
             raise ValueError("a list is null")
         if column.width == ANY_LENGTH:
-            offsets = np.array(array.view().buffer(1))[: rows + 1]
-            if rows and offsets[0] != 0:
-                raise ValueError("a list does not begin at zero")
-            lengths = np.diff(offsets)
+            lengths = _lengths(array, rows)
+            count = int(lengths.sum())
+        else:
+            count = rows * column.width
         array = array.child(0)
     view = array.view()
-    count = (
-        rows * column.width
-        if column.width and column.width > 0
-        else int(lengths.sum())
-        if lengths is not None
-        else rows
-    )
     flat = np.array(view.buffer(1))
     flat = np.unpackbits(flat, bitorder="little").astype(bool)[:count] if column.kind == "bool" else flat[:count]
     valid = np.unpackbits(np.array(view.buffer(0)), bitorder="little")[:count].astype(bool) if view.null_count else None
@@ -137,3 +148,24 @@ def _values(column: Column, array: Any, rows: int) -> Values:
     if len(flat) != count or view.offset or (valid is not None and len(valid) != count):
         raise ValueError("a column is too short")
     return Values(flat=flat, missing=None if valid is None else ~valid, lengths=lengths)
+
+
+def _text_values(array: Any, rows: int) -> Values:
+    view = array.view()
+    if view.null_count or view.offset:
+        raise ValueError("a text is null")
+    lengths = _lengths(array, rows)
+    flat = np.frombuffer(view.buffer(2), dtype=np.uint8)[: int(lengths.sum())]
+    if len(flat) != lengths.sum():
+        raise ValueError("a column is too short")
+    return Values(flat=flat, lengths=lengths)
+
+
+def _lengths(array: Any, rows: int) -> np.ndarray[Any, Any]:
+    offsets = np.array(array.view().buffer(1))[: rows + 1]
+    if rows and offsets[0] != 0:
+        raise ValueError("a list does not begin at zero")
+    lengths = np.diff(offsets)
+    if len(lengths) != rows or (lengths < 0).any():
+        raise ValueError("lists of impossible lengths")
+    return lengths

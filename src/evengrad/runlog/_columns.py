@@ -11,7 +11,8 @@ from evengrad.runlog._arrow import Kind, Values
 def nullable(numbers: Sequence[float | None], kind: Kind) -> Values:
     """Tell None from NaN: NaN is a number that came out, None says that nobody looked."""
     missing = np.array([number is None for number in numbers], dtype=bool)
-    flat = real_array([0.0 if number is None else number for number in numbers], kind)
+    known = [0 if number is None else number for number in numbers]
+    flat = real_array(known, kind) if kind.startswith("float") else np.array(known, dtype=kind)
     return Values(flat=flat, missing=missing if missing.any() else None)
 
 
@@ -27,6 +28,13 @@ def real_array(numbers: Sequence[float], kind: Kind) -> np.ndarray[Any, Any]:
         return np.array(numbers, dtype=np.float64).astype(kind)
 
 
+def texts(rows: Sequence[str]) -> Values:
+    """Put texts behind one another; half a surrogate pair becomes an escape, which in JSON means the same."""
+    encoded = [row.encode(errors="backslashreplace") for row in rows]
+    flat = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    return Values(flat=flat, lengths=np.array([len(row) for row in encoded], dtype=np.int32))
+
+
 def plain(values: Values) -> list[Any]:
     """Turn a column into Python numbers, None where it is null."""
     numbers: list[Any] = values.flat.tolist()
@@ -40,5 +48,17 @@ def plain_lists(values: Values) -> list[tuple[Any, ...]]:
     numbers, begin, rows = plain(values), 0, []
     for length in [] if values.lengths is None else values.lengths.tolist():
         rows.append(tuple(numbers[begin : begin + length]))
+        begin += length
+    return rows
+
+
+def plain_texts(values: Values) -> list[str | None]:
+    """Turn a column of texts into strings, None where one is no text."""
+    data, begin, rows = values.flat.tobytes(), 0, list[str | None]()
+    for length in [] if values.lengths is None else values.lengths.tolist():
+        try:
+            rows.append(data[begin : begin + length].decode())
+        except UnicodeDecodeError:
+            rows.append(None)
         begin += length
     return rows

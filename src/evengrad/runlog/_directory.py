@@ -13,7 +13,7 @@ from typing import Any
 from evengrad.nouns import NewerRunError, NotARunError, RunLogError
 
 FORMAT = "evengrad-run"
-VERSION = 1  # of the directory and of every file in it; a reader refuses a larger one
+VERSION = 2  # of the directory; a reader refuses a larger one. 1: no weights, ends, leftover, fewer columns of layers
 LARGEST_META_BYTES = 64 * 1024 * 1024
 MOST_PARAMETERS = 1_000_000
 LONGEST_NAME = 10_000  # characters
@@ -75,7 +75,7 @@ def load_meta(directory: Path) -> Meta:
 
 
 def open_or_create(directory: Path, meta: Meta) -> Meta:
-    """Make the directory a run; when it is one already, return its own facts.
+    """Make the directory a run; when it is one already, return what `meta.json` says.
 
     Raises:
         NotARunError: It holds something else; nothing was written.
@@ -91,6 +91,26 @@ def open_or_create(directory: Path, meta: Meta) -> Meta:
     except (OSError, ValueError) as err:  # ValueError: no path at all
         raise RunLogError(str(directory), came=str(err), wanted="a directory that can be written to") from err
     return meta
+
+
+def bring_up_to_date(directory: Path, facts: Mapping[str, str]) -> None:
+    """Give an existing run the version of the files that it gets now, and facts of this start.
+
+    Args:
+        directory: The run.
+        facts: Those that count from now on; all others stay.
+
+    Raises:
+        RunLogError: It cannot be written to.
+    """
+    found, plain = load_meta(directory), _plain_meta(directory)
+    wanted = plain | {"version": VERSION, "facts": {**found.facts, **facts}}
+    if plain == wanted:
+        return
+    try:
+        _write_plain(directory, wanted)
+    except OSError as err:
+        raise RunLogError(str(directory), came=str(err), wanted="a directory that can be written to") from err
 
 
 def replace_whole(path: Path, data: bytes) -> None:
@@ -116,6 +136,10 @@ def _write_meta(directory: Path, meta: Meta) -> None:
         "facts": dict(meta.facts),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    _write_plain(directory, plain)
+
+
+def _write_plain(directory: Path, plain: Mapping[str, Any]) -> None:
     data = json.dumps(plain, indent=1, allow_nan=False).encode()
     if len(data) > LARGEST_META_BYTES:
         raise RunLogError(

@@ -1,112 +1,58 @@
-"""The layers files: one row per sampled step, one column per statistic, one file per set of layers."""
+"""The tables of layers and parameters, in every version that was ever written."""
 
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-import numpy as np
-
-from evengrad.nouns import LayerReading
-from evengrad.runlog._arrow import ANY_LENGTH, Column, Kind, Values
-from evengrad.runlog._columns import lists, nullable, plain, plain_lists, real_array
+from evengrad.nouns import LayerReading, ParameterReading
+from evengrad.runlog._tables import Number, TableOfMany
 
 # What names a set of layers; everything else may change from step to step, as a batch may be of another size.
-FIXED = ("name", "kind", "weighted", "nonlinearity")
-COUNTS = ("numel", "units", "observations")
-REALS = ("activation_rms", "activation_absmax", "zero_frac", "dead_frac")
-OPTIONAL = ("saturated_frac", "grad_rms", "weight_norm", "weight_grad_norm")
-FLAGS = ("input_finite", "output_finite", "grad_finite")
+_LAYER = (("name", str), ("kind", str), ("weighted", bool), ("nonlinearity", str | None))
 
-Layers = tuple[tuple[str, str, bool, str | None], ...]
+_NUMBERS_1 = (
+    Number(name="numel", kind="int64"),
+    Number(name="units", kind="int64"),
+    Number(name="observations", kind="int64"),
+    Number(name="activation_rms"),
+    Number(name="activation_absmax"),
+    Number(name="zero_frac"),
+    Number(name="dead_frac"),
+    Number(name="saturated_frac", nullable=True),
+    Number(name="grad_rms", nullable=True),
+    Number(name="weight_norm", nullable=True),
+    Number(name="weight_grad_norm", nullable=True),
+    Number(name="input_finite", kind="bool"),
+    Number(name="output_finite", kind="bool"),
+    Number(name="grad_finite", kind="bool"),
+)
 
+_NUMBERS_2 = (
+    *_NUMBERS_1,
+    Number(name="activation_mean"),
+    Number(name="training", kind="bool"),
+    Number(name="tracked", kind="int64", nullable=True),
+    Number(name="logit_absmax", nullable=True),
+)
 
-def layer_set(layers: tuple[LayerReading, ...]) -> Layers:
-    """Name a set of layers, so that two steps with the same set share a file."""
-    return tuple((layer.name, layer.kind, layer.weighted, layer.nonlinearity) for layer in layers)
+_LISTS_1 = (("time_grad_rms", "time_steps"),)
+_LISTS_2 = (*_LISTS_1, ("gate_stuck_frac", "gates_stuck"), ("gate_mean", "gates"))
 
+LAYERS_1 = TableOfMany(name="layers", version=1, noun=LayerReading, fixed=_LAYER, numbers=_NUMBERS_1, lists=_LISTS_1)
+LAYERS = TableOfMany(name="layers", version=2, noun=LayerReading, fixed=_LAYER, numbers=_NUMBERS_2, lists=_LISTS_2)
 
-def layers_columns(width: int, real: Kind) -> tuple[Column, ...]:
-    """Lay out the columns for so many layers."""
-    return (
-        Column(name="step", kind="int64"),
-        *(Column(name=name, kind="int64", width=width) for name in COUNTS),
-        *(Column(name=name, kind=real, width=width) for name in REALS),
-        *(Column(name=name, kind=real, width=width, nullable=True) for name in OPTIONAL),
-        *(Column(name=name, kind="bool", width=width) for name in FLAGS),
-        Column(name="time_grad_rms", kind=real, width=ANY_LENGTH),
-        Column(name="time_steps", kind="int32", width=width),  # how many of time_grad_rms belong to each layer
-    )
-
-
-def layers_facts(layers: Layers) -> dict[str, str]:
-    """Say what the columns cannot: which layer is which, in the order of every list."""
-    fixed = [dict(zip(FIXED, layer, strict=True)) for layer in layers]
-    return {"format": "evengrad-layers", "version": "1", "layers": json.dumps(fixed)}
-
-
-def layers_of(facts: Mapping[str, str]) -> Layers:
-    """Read the set of layers back.
-
-    Raises:
-        ValueError: The header is of something else.
-    """
-    try:
-        fixed = json.loads(facts.get("layers", ""))
-        layers = tuple((layer["name"], layer["kind"], layer["weighted"], layer["nonlinearity"]) for layer in fixed)
-    except (TypeError, KeyError, RecursionError) as err:
-        raise ValueError("not a set of layers") from err
-    for name, kind, weighted, nonlinearity in layers:
-        if not (isinstance(name, str) and isinstance(kind, str) and isinstance(weighted, bool)):
-            raise ValueError("not a layer")
-        if not isinstance(nonlinearity, str | None):
-            raise ValueError("not a non-linearity")
-    if not layers:
-        raise ValueError("no layers")
-    return layers
-
-
-def layers_batch(rows: list[tuple[int, tuple[LayerReading, ...]]], real: Kind) -> dict[str, Values]:
-    """Turn the layers of some steps into columns."""
-    flat = [layer for _, layers in rows for layer in layers]
-    columns = {"step": Values(flat=np.array([step for step, _ in rows], dtype=np.int64))}
-    for name in COUNTS:
-        columns[name] = Values(flat=np.array([getattr(layer, name) for layer in flat], dtype=np.int64))
-    for name in REALS:
-        columns[name] = Values(flat=real_array([getattr(layer, name) for layer in flat], real))
-    for name in OPTIONAL:
-        columns[name] = nullable([getattr(layer, name) for layer in flat], real)
-    for name in FLAGS:
-        columns[name] = Values(flat=np.array([getattr(layer, name) for layer in flat], dtype=bool))
-    times = [[number for layer in layers for number in layer.time_grad_rms] for _, layers in rows]
-    columns["time_grad_rms"] = lists(times, real)
-    columns["time_steps"] = Values(flat=np.array([len(layer.time_grad_rms) for layer in flat], dtype=np.int32))
-    return columns
-
-
-def layers_rows(batch: Mapping[str, Values], layers: Layers) -> Iterator[tuple[int, tuple[LayerReading, ...]]]:
-    """Turn columns into steps and their layers."""
-    table = {name: plain(batch[name]) for name in (*COUNTS, *REALS, *OPTIONAL, *FLAGS)}
-    fixed = [dict(zip(FIXED, layer, strict=True)) for layer in layers]
-    lengths, width = batch["time_steps"].flat.tolist(), len(layers)
-    for row, (step, times) in enumerate(zip(plain(batch["step"]), plain_lists(batch["time_grad_rms"]), strict=True)):
-        begin = row * width
-        own_times = _split(times, lengths[begin : begin + width])
-        yield (
-            step,
-            tuple(
-                _layer(fixed[i], {name: values[begin + i] for name, values in table.items()}, own_times[i])
-                for i in range(width)
-            ),
-        )
-
-
-def _layer(fixed: dict[str, Any], numbers: dict[str, Any], times: tuple[float, ...]) -> LayerReading:
-    return LayerReading(**fixed, **numbers, time_grad_rms=times)
-
-
-def _split(numbers: tuple[float, ...], lengths: list[int]) -> list[tuple[float, ...]]:
-    parts, begin = [], 0
-    for length in lengths:
-        parts.append(numbers[begin : begin + length])
-        begin += length
-    return parts
+WEIGHTS = TableOfMany(
+    name="weights",
+    version=1,
+    noun=ParameterReading,
+    fixed=(("name", str), ("numel", int), ("fan_in", int), ("dtype", str)),
+    numbers=(
+        Number(name="weight_rms"),
+        Number(name="weight_mean"),
+        Number(name="grad_rms", nullable=True),
+        Number(name="grad_absmax", nullable=True),
+        Number(name="grad_zero_frac", nullable=True),
+        Number(name="grad_tiny_frac", nullable=True),
+        Number(name="update_ratio", nullable=True),
+        Number(name="still_frac", nullable=True),
+        Number(name="moved_ratio", nullable=True),
+        Number(name="row_spread", nullable=True),
+        Number(name="grad_row_spread", nullable=True),
+    ),
+)

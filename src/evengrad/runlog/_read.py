@@ -2,18 +2,27 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from evengrad.nouns import LayerReading, Reading, Record, RunLogError, TornLogWarning
-from evengrad.runlog._arrow import Column
+from evengrad.nouns import Reading, Record, RunLogError, TornLogWarning
+from evengrad.runlog._arrow import Column, Kind
 from evengrad.runlog._directory import Meta, load_meta
+from evengrad.runlog._ends import ENDS
 from evengrad.runlog._file import Scan, scan
-from evengrad.runlog._layers import layers_columns, layers_of, layers_rows
+from evengrad.runlog._layers import LAYERS, LAYERS_1, WEIGHTS
 from evengrad.runlog._log import LOG_FILE, MOST_FILES, real_kind
-from evengrad.runlog._steps import NO_LAYERS, steps_columns, steps_facts, steps_rows
+from evengrad.runlog._steps import SAMPLED, steps_columns_of, steps_rows
+from evengrad.runlog._tables import AbstractTable, Key
+from evengrad.runlog._untrusted import setup_of
 
-Files = dict[int, dict[int | None, Path]]  # by restart, then by layers file; None for the steps file
+Place = tuple[str, int]  # the kind of a file and its number
+Files = dict[int, dict[Place, Path]]  # by restart
+
+STEPS = ("steps", 0)
+TABLES: tuple[AbstractTable, ...] = (LAYERS_1, LAYERS, WEIGHTS, ENDS)  # every version that was ever written
 
 
 def read(directory: str | os.PathLike[str], *, rank: int = 0, live: bool = False) -> Record:
@@ -58,12 +67,14 @@ def read(directory: str | os.PathLike[str], *, rank: int = 0, live: bool = False
     """
     path = Path(directory)
     meta = load_meta(path)
-    starts = [_read_start(files, meta) for _, files in sorted(_files(path, rank).items())]
+    starts = [_read_start(files, meta) for _, files in sorted(log_files(path, rank).items())]
     notes = _notes(starts)
     torn = [note for start in starts for note in start.torn if note in notes]
     if torn and not live:
         warnings.warn("; ".join(torn), TornLogWarning, stacklevel=2)
     merged = {reading.step: reading for start in starts for reading in start.readings}
+    setup, damage = setup_of(meta.facts)
+    notes += [damage] if damage else []
     return Record(
         readings=tuple(merged[step] for step in sorted(merged)),
         parameters=meta.parameters,
@@ -71,6 +82,7 @@ def read(directory: str | os.PathLike[str], *, rank: int = 0, live: bool = False
         source=str(directory),
         complete=not notes,
         note="; ".join(notes),
+        setup=setup,
     )
 
 
@@ -82,10 +94,11 @@ class _Start:
     readings: list[Reading] = field(default_factory=list)
     ended: bool = False
     torn: list[str] = field(default_factory=list)
-    without_layers: list[int] = field(default_factory=list)  # sampled steps whose layers are not there
+    without: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in SAMPLED})  # sampled steps
 
 
-def _files(directory: Path, rank: int) -> Files:
+def log_files(directory: Path, rank: int) -> Files:
+    """Find the log files of a rank."""
     found: Files = {}
     ranks = set()
     try:
@@ -96,7 +109,8 @@ def _files(directory: Path, rank: int) -> Files:
                 if not entry.is_file():
                     raise RunLogError(str(entry), came="no regular file", wanted="a log file")
                 if int(match[1]) == rank:
-                    found.setdefault(int(match[2]), {})[None if match[3] is None else int(match[3])] = entry
+                    place = (match[3], int(match[4])) if match[3] else STEPS
+                    found.setdefault(int(match[2]), {})[place] = entry
     except OSError as err:
         raise RunLogError(str(directory), came=str(err), wanted="a directory that can be read") from err
     if sum(map(len, found.values())) > MOST_FILES:
@@ -106,51 +120,66 @@ def _files(directory: Path, rank: int) -> Files:
     return found
 
 
-def _read_start(files: dict[int | None, Path], meta: Meta) -> _Start:
-    steps_path = files.get(None)
+def _read_start(files: dict[Place, Path], meta: Meta) -> _Start:
+    steps_path = files.get(STEPS)
     if steps_path is None:
         name = min(path.name for path in files.values())
         return _Start(name=name, torn=[f"the steps file beside {name} is missing"])
     real = real_kind(meta.dtype)
-
-    def columns_of(facts: dict[str, str]) -> tuple[Column, ...]:
-        if facts != steps_facts(meta.parameters):
-            raise ValueError("steps of another run")
-        return steps_columns(len(meta.parameters), real)
-
-    steps = scan(steps_path, columns_of)
+    steps = scan(steps_path, lambda facts: steps_columns_of(facts, meta.parameters, real))
     start = _Start(name=steps.name, ended=steps.ended)
-    layers = {number: _Layers(path, meta) for number, path in sorted(files.items(), key=str) if number is not None}
+    samples = {place: _Samples(place[0], path, real) for place, path in sorted(files.items()) if place != STEPS}
     for rows, batch in steps.batches:
-        for arguments, number in steps_rows(batch, rows):
-            found = layers[number].next(arguments["step"]) if number in layers else ()
-            if number != NO_LAYERS and not found:
-                start.without_layers.append(arguments["step"])
-            start.readings.append(Reading(**arguments, layers=found))
+        for arguments, numbers in steps_rows(batch, rows):
+            start.readings.append(Reading(**arguments, **_sampled(arguments["step"], numbers, samples, start)))
     last = f"after step {start.readings[-1].step}" if start.readings else "from its start"
     start.torn += _torn(steps, last)
-    for file in layers.values():
+    for file in samples.values():
         start.torn += _torn(file.scan, file.last)
     return start
 
 
-class _Layers:
-    """A layers file, whose rows come in the order of the sampled steps that refer to it."""
+def _sampled(
+    step: int, numbers: Mapping[str, int], samples: "Mapping[Place, _Samples]", start: _Start
+) -> dict[str, Any]:
+    """Collect what was sampled at a step; what is not there is noted at its start."""
+    found = {}
+    for name, number in numbers.items():
+        content = samples[name, number].next(step) if (name, number) in samples else None
+        if content:
+            found[name] = content
+        else:
+            start.without[name].append(step)
+    return found
 
-    def __init__(self, path: Path, meta: Meta) -> None:
-        real = real_kind(meta.dtype)
-        self.scan = scan(path, lambda facts: layers_columns(len(layers_of(facts)), real))
+
+class _Samples:
+    """A file of sampled steps, whose rows come in the order of the steps that refer to it."""
+
+    def __init__(self, name: str, path: Path, real: Kind) -> None:
+        self._tables = [table for table in TABLES if table.name == name]
+        self._real = real
+        self._key: Key = ()
+        self._table = self._tables[0]
+        self.scan = scan(path, self._columns_of)
         self.last = "from its start"
-        self._rows = (
-            row for rows, batch in self.scan.batches for row in layers_rows(batch, layers_of(self.scan.facts)) if rows
-        )
+        self._rows = (row for _, batch in self.scan.batches for row in self._table.rows(batch, self._key))
 
-    def next(self, step: int) -> tuple[LayerReading, ...]:
-        """Return the layers of a step; nothing when they are not there."""
-        found, layers = next(self._rows, (None, ()))
+    def next(self, step: int) -> Any:
+        """Return what was sampled at a step; nothing when it is not there."""
+        found, content = next(self._rows, (None, None))
         if found is not None:
             self.last = f"after step {found}"
-        return layers if found == step else ()
+        return content if found == step else None
+
+    def _columns_of(self, facts: dict[str, str]) -> tuple[Column, ...]:
+        for table in self._tables:
+            try:
+                self._table, self._key = table, table.key_of(facts)
+            except ValueError:
+                continue
+            return table.columns(self._key, self._real)
+        raise ValueError("a header of something else")
 
 
 def _torn(file: Scan, last: str) -> list[str]:
@@ -175,14 +204,14 @@ def _notes(starts: list[_Start]) -> list[str]:
             notes += start.torn or [f"{start.name}: the run did not end by itself, or has not ended yet"]
         elif resumed > reached + 1:
             notes += [*start.torn, f"steps {reached + 1} to {resumed - 1}, from the end of {start.name}, are not there"]
-    return notes + _notes_on_layers(starts)
+    return notes + [note for name in SAMPLED for note in _notes_on(name, starts)]
 
 
-def _notes_on_layers(starts: list[_Start]) -> list[str]:
+def _notes_on(name: str, starts: list[_Start]) -> list[str]:
     steps: set[int] = set()
     for start in starts:
         steps -= {reading.step for reading in start.readings}
-        steps |= set(start.without_layers)
+        steps |= set(start.without[name])
     if not steps:
         return []
-    return [f"the layers of {len(steps)} sampled steps, from {min(steps)} to {max(steps)}, are not there"]
+    return [f"the {name} of {len(steps)} sampled steps, from {min(steps)} to {max(steps)}, are not there"]

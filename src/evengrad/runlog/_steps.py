@@ -10,11 +10,14 @@ from evengrad.nouns import Reading
 from evengrad.runlog._arrow import ANY_LENGTH, Column, Kind, Values
 from evengrad.runlog._columns import lists, nullable, plain, plain_lists
 
-NO_LAYERS = -1  # the step was not sampled
-LOST_LAYERS = -2  # it was, but its layers could not be kept
+NONE = -1  # the step was not sampled
+LOST = -2  # it was, but what was sampled could not be kept
+
+VERSION = 2  # 1 has no weights, ends and leftover
+SAMPLED = ("layers", "weights", "ends")  # fields of `Reading` in tables of their own; here the numbers of their files
 
 
-def steps_columns(parameters: int, real: Kind) -> tuple[Column, ...]:
+def steps_columns(parameters: int, real: Kind, version: int = VERSION) -> tuple[Column, ...]:
     """Lay out the columns; without parameters there are no gradient norms, as DuckDB has no lists of length zero."""
     return (
         Column(name="step", kind="int64"),
@@ -22,23 +25,34 @@ def steps_columns(parameters: int, real: Kind) -> tuple[Column, ...]:
         Column(name="total_norm", kind="float64", nullable=True),
         Column(name="scale", kind="float64"),
         Column(name="skipped", kind="bool"),
+        *([Column(name="leftover", kind="bool", nullable=True)] if version > 1 else []),
         Column(name="lr", kind="float64", width=ANY_LENGTH),
-        Column(name="layers", kind="int32"),
+        *(Column(name=name, kind="int32") for name in (SAMPLED if version > 1 else SAMPLED[:1])),
         *([Column(name="grad_norm", kind=real, width=parameters, nullable=True)] if parameters else []),
     )
 
 
-def steps_facts(parameters: tuple[str, ...]) -> dict[str, str]:
+def steps_facts(parameters: tuple[str, ...], version: int = VERSION) -> dict[str, str]:
     """Say what the columns cannot: the order of the parameters."""
-    return {"format": "evengrad-steps", "version": "1", "parameters": json.dumps(parameters)}
+    return {"format": "evengrad-steps", "version": str(version), "parameters": json.dumps(parameters)}
 
 
-def steps_batch(readings: list[Reading], layers: list[int], parameters: int, real: Kind) -> dict[str, Values]:
+def steps_columns_of(facts: Mapping[str, str], parameters: tuple[str, ...], real: Kind) -> tuple[Column, ...]:
+    """Lay out the columns of a file with this header; ValueError when it is none of this run."""
+    for version in range(1, VERSION + 1):
+        if facts == steps_facts(parameters, version):
+            return steps_columns(len(parameters), real, version)
+    raise ValueError("steps of another run")
+
+
+def steps_batch(
+    readings: list[Reading], files: Mapping[str, list[int]], parameters: int, real: Kind
+) -> dict[str, Values]:
     """Turn readings into columns.
 
     Args:
         readings: The rows.
-        layers: The number of the layers file that has the layers of each row; negative where there are none.
+        files: For each field in `SAMPLED`, the number of the file that has it for each row; negative for none.
         parameters: How many parameters the run has.
         real: The kind of the gradient norms.
     """
@@ -48,30 +62,24 @@ def steps_batch(readings: list[Reading], layers: list[int], parameters: int, rea
         "total_norm": nullable([reading.total_norm for reading in readings], "float64"),
         "scale": Values(flat=np.array([reading.scale for reading in readings], dtype=np.float64)),
         "skipped": Values(flat=np.array([reading.skipped for reading in readings], dtype=bool)),
+        "leftover": nullable([reading.leftover for reading in readings], "bool"),
         "lr": lists([reading.lrs for reading in readings], "float64"),
-        "layers": Values(flat=np.array(layers, dtype=np.int32)),
+        **{name: Values(flat=np.array(files[name], dtype=np.int32)) for name in SAMPLED},
     }
     if parameters:
         columns["grad_norm"] = _grad_norms(readings, parameters, real)
     return columns
 
 
-def steps_rows(batch: Mapping[str, Values], rows: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Turn columns into the arguments of readings, each with the number of its layers file."""
-    losses, totals = plain(batch["loss"]), plain(batch["total_norm"])
-    scales, skipped, layers = plain(batch["scale"]), plain(batch["skipped"]), plain(batch["layers"])
-    lrs, norms = plain_lists(batch["lr"]), _plain_grad_norms(batch.get("grad_norm"), rows)
-    for row, step in enumerate(plain(batch["step"])):
-        arguments = {
-            "step": step,
-            "loss": losses[row],
-            "lrs": lrs[row],
-            "grad_norms": norms[row],
-            "total_norm": totals[row],
-            "scale": scales[row],
-            "skipped": skipped[row],
-        }
-        yield arguments, layers[row]
+def steps_rows(batch: Mapping[str, Values], rows: int) -> Iterator[tuple[dict[str, Any], dict[str, int]]]:
+    """Turn columns into the arguments of readings, each with the numbers of the files of what was sampled."""
+    names = ("step", "loss", "total_norm", "scale", "skipped", "leftover")
+    columns = {name: plain(batch[name]) for name in names if name in batch}
+    columns |= {"lrs": plain_lists(batch["lr"]), "grad_norms": _plain_grad_norms(batch.get("grad_norm"), rows)}
+    files = {name: plain(batch[name]) for name in SAMPLED if name in batch}
+    for row in range(rows):
+        arguments = {name: column[row] for name, column in columns.items()}
+        yield arguments, {name: column[row] for name, column in files.items() if column[row] != NONE}
 
 
 def _grad_norms(readings: list[Reading], parameters: int, real: Kind) -> Values:

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 
-from evengrad.nouns import Reading, RunLogError, SettingError
-from evengrad.runlog._directory import LONGEST_NAME, MOST_PARAMETERS, Meta, open_or_create
+from evengrad.nouns import Reading, RunLogError, SettingError, Setup
+from evengrad.runlog._directory import LONGEST_NAME, MOST_PARAMETERS, Meta, bring_up_to_date, open_or_create
 from evengrad.runlog._log import Log
+from evengrad.runlog._untrusted import SETUP, facts_with
 
 _LARGEST_STEP = 2**63 - 1
 
@@ -44,6 +45,8 @@ class Writer:
         dtype: The gradients' dtype by torch's name. Statistics are kept in float32, in a run in float64 as float64;
             loss, total norm, scale and learning rates always as float64.
         facts: Whatever describes the run, as text: seed, versions, host.
+        setup: What is known of the training before its first step; or its JSON among the facts, under `setup`. After a
+            restart that of rank 0 counts, as an optimizer may have other settings then.
         rank: The process in a distributed run, 0 to 99999; each writes files of its own.
         flush_every_steps: Readings in a batch at most; 50, because writing each alone costs 20 times as much.
         flush_every_s: Age in seconds at which a batch is written although it is not full; looked at with each reading.
@@ -78,19 +81,22 @@ class Writer:
         parameters: tuple[str, ...],
         dtype: str = "float32",
         facts: Mapping[str, str] | None = None,
+        setup: Setup | None = None,
         rank: int = 0,
         flush_every_steps: int = 50,
         flush_every_s: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        meta = Meta(parameters=tuple(parameters), dtype=dtype, facts=dict(facts or {}))
+        meta = Meta(parameters=tuple(parameters), dtype=dtype, facts=facts_with(setup, facts or {}))
         _check_meta(meta)
         _check_range("rank", rank, 0, 99_999)
         _check_range("flush_every_steps", flush_every_steps, 1, 1_000_000)
         if not flush_every_s >= 0:  # NaN too
             raise SettingError("flush_every_s", came=repr(flush_every_s), wanted="seconds, 0 or more")
         path = Path(directory).absolute()  # a training may change its working directory
-        _check_same(path, open_or_create(path, meta), meta)
+        found = open_or_create(path, meta)
+        _check_same(path, found, meta)
+        bring_up_to_date(path, _facts_that_count(found, meta, rank))
         self._flush_every_steps, self._flush_every_s, self._clock = flush_every_steps, flush_every_s, clock
         self._parameters = len(meta.parameters)
         self._log = Log(path, meta, rank)
@@ -165,6 +171,12 @@ class Writer:
 
     def __repr__(self) -> str:
         return f"Writer({str(self.directory)!r}, file={self.path.name!r}, parameters={self._parameters})"
+
+
+def _facts_that_count(found: Meta, meta: Meta, rank: int) -> dict[str, str]:
+    """Choose what a restart changes: the set-up, which is that of the last start of rank 0."""
+    counts = SETUP in meta.facts and (rank == 0 or SETUP not in found.facts)
+    return {SETUP: meta.facts[SETUP]} if counts else {}
 
 
 def _check_meta(meta: Meta) -> None:
