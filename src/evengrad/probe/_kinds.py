@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 # Module classes that are a non-linearity, in torch's functional spelling.
@@ -30,6 +31,9 @@ NONLINEARITIES: dict[type[nn.Module], str] = {
 # Functions of torch, torch.nn.functional and Tensor that are one: `relu_` and `relu` are the same here.
 FUNCTIONS = frozenset(NONLINEARITIES.values())
 
+# Those whose output is zero wherever their input is negative: a unit that is zero for every sample learns no more.
+RECTIFIERS = frozenset({"relu", "relu6"})
+
 CONVOLUTIONS = (
     nn.Conv1d,
     nn.Conv2d,
@@ -40,6 +44,10 @@ CONVOLUTIONS = (
 )
 CHANNELS_SECOND = (*CONVOLUTIONS, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
+
+# In evaluation mode and without gradients torch may run these in one fused operation, which rounds differently, but
+# never under a hook or a torch-function mode.
+FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 def nonlinearity_of(module: nn.Module) -> str | None:
@@ -63,6 +71,27 @@ def unit_dim_of(module: nn.Module | None, *, ndim: int, channels_first: bool) ->
     if ndim < 3:
         return max(ndim - 1, 0)
     return 1 if channels_first or isinstance(module, CHANNELS_SECOND) else ndim - 1
+
+
+def batches_tracked_by(module: nn.Module | None) -> Tensor | None:
+    """Give the counter of a batch norm with running statistics; None for all else.
+
+    Instance norms have such a counter, and never count.
+    """
+    if not isinstance(module, _BatchNorm) or not module.track_running_stats:
+        return None
+    return module.num_batches_tracked
+
+
+def calls_functions(module: nn.Module) -> bool:
+    """Tell whether a module's forward may call non-linearities and attention as functions.
+
+    Of torch's own modules only the layers of a transformer do; what is a non-linearity is read as a module.
+    """
+    if "forward" in vars(module):
+        return True
+    home = str(getattr(getattr(type(module), "forward", None), "__module__", ""))
+    return home == "torch.nn.modules.transformer" or not home.startswith("torch.nn.")
 
 
 def plain_name(name: str) -> str:

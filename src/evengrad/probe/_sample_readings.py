@@ -12,7 +12,7 @@ from torch import nn
 from evengrad.nouns import LayerReading, SettingError
 from evengrad.probe._kinds import CONVOLUTIONS, nonlinearity_of, unit_dim_of
 from evengrad.probe._statistics import RELATIVE_SLOPES
-from evengrad.probe._watch import weights_of
+from evengrad.probe._watch_entries import weights_of
 
 
 @final

@@ -18,7 +18,8 @@ from evengrad.probe._sample import FIELDS, Group, Row, width_for
 from evengrad.probe._sample_hooks import MOST_CALLS_OF_A_MODULE, Call, Layer, Round, plain
 from evengrad.probe._sample_readings import About, Layout, layer_readings
 from evengrad.probe._statistics import precise
-from evengrad.probe._watch import float_tensors, is_layer
+from evengrad.probe._watch import is_layer
+from evengrad.probe._watch_entries import float_tensors
 
 MOST_CALLS = 2048  # of all modules together: at most 64 MiB of samples in float32
 

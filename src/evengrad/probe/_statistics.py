@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -20,13 +21,28 @@ RELATIVE_SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "hardtanh": lambda y: (y.abs() < 1).to(y.dtype),
 }
 
-ACTIVATION_FIELDS = ("output_finite", "activation_rms", "activation_absmax", "zero_frac", "dead_frac", "saturated_frac")
+ACTIVATION_FIELDS = (
+    "output_finite",
+    "activation_rms",
+    "activation_mean",
+    "activation_absmax",
+    "zero_frac",
+    "dead_frac",
+    "saturated_frac",
+)
 GRADIENT_FIELDS = ("grad_finite", "grad_rms")
 
 
 def precise(device: torch.device) -> torch.dtype:
     """Give the widest floating-point type that the device has."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+@contextmanager
+def apart(device: torch.device) -> Iterator[None]:
+    """Compute beside the run: without a graph, and in the precision of the numbers themselves."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -45,14 +61,15 @@ def is_additive_mask(tensor: Tensor) -> Tensor:
     return ((values == 0) | (values == float("-inf"))).all()
 
 
-def rms(tensor: Tensor) -> Tensor:
-    """Root mean square over the finite elements, scaled by the largest one so that its square cannot overflow."""
+def moments(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Root mean square and mean over the finite elements, scaled by the largest one so that nothing overflows."""
     if tensor.numel() == 0:
-        return tensor.new_zeros(())
+        return tensor.new_zeros(()), tensor.new_zeros(())
     finite = torch.isfinite(tensor)
     values = torch.where(finite, tensor, 0.0)
     largest = values.abs().amax().clamp_min(torch.finfo(tensor.dtype).tiny)
-    return largest * ((values / largest).square().sum() / finite.sum().clamp_min(1)).sqrt()
+    values, count = values / largest, finite.sum().clamp_min(1)
+    return largest * (values.square().sum() / count).sqrt(), largest * (values.sum() / count)
 
 
 def activation_vector(output: Tensor, *, unit_dim: int, nonlinearity: str | None) -> Tensor:
@@ -66,18 +83,18 @@ def activation_vector(output: Tensor, *, unit_dim: int, nonlinearity: str | None
     Returns:
         Vector in the order of `ACTIVATION_FIELDS`; the saturated fraction is NaN where nothing saturates.
 
-    Cost: about eight passes over the output, on sampled steps only.
+    Cost: about nine passes over the output, on sampled steps only.
     """
     values = wide(output)
     if values.numel() == 0:
-        return values.new_tensor([1.0, 0.0, 0.0, 0.0, 0.0, float("nan")], dtype=precise(values.device))
+        return values.new_tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, float("nan")], dtype=precise(values.device))
     finite = torch.isfinite(values)
     zero = values == 0
     absmax = torch.where(finite, values, 0.0).abs().amax()
     observation_dims = [dim for dim in range(values.ndim) if dim != unit_dim % max(values.ndim, 1)]
     dead = zero.all(dim=tuple(observation_dims)) if observation_dims else zero
     saturated = _saturated_frac(values, nonlinearity)
-    parts = [finite.all(), rms(values), absmax, zero.float().mean(), dead.float().mean(), saturated]
+    parts = [finite.all(), *moments(values), absmax, zero.float().mean(), dead.float().mean(), saturated]
     return torch.stack([part.to(precise(values.device)) for part in parts])
 
 
@@ -91,7 +108,7 @@ def _saturated_frac(values: Tensor, nonlinearity: str | None) -> Tensor:
 def gradient_vector(gradient: Tensor) -> Tensor:
     """Measure a gradient: a vector in the order of `GRADIENT_FIELDS`."""
     values = wide(gradient)
-    parts = [torch.isfinite(values).all(), rms(values)]
+    parts = [torch.isfinite(values).all(), moments(values)[0]]
     return torch.stack([part.to(precise(values.device)) for part in parts])
 
 

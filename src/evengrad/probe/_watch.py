@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from itertools import accumulate
-from math import isnan
 from typing import Any, final
 
 import torch
@@ -15,9 +13,12 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from evengrad.nouns import LayerReading
-from evengrad.probe._functional import FunctionalActivations
+from evengrad.probe._attention import are_scores, module_absmax, score_absmax
+from evengrad.probe._functional import FunctionalActivations, attention_absmax
+from evengrad.probe._gates import GATED, GATED_CELLS, gates_of
 from evengrad.probe._kinds import (
     CONVOLUTIONS,
+    FUNCTIONS,
     RECURRENT,
     nonlinearity_of,
     own_parameters,
@@ -25,37 +26,8 @@ from evengrad.probe._kinds import (
     plain_name,
     unit_dim_of,
 )
-from evengrad.probe._statistics import (
-    ACTIVATION_FIELDS,
-    GRADIENT_FIELDS,
-    activation_vector,
-    gradient_vector,
-    is_additive_mask,
-    norm,
-    precise,
-    time_profile,
-)
-
-
-@final
-class Entry:
-    """What the hooks saw of one call of one module; every number is still a tensor on its device."""
-
-    def __init__(self, name: str, module: nn.Module | None, *, kind: str, nonlinearity: str | None) -> None:
-        self.name = name
-        self.module = module
-        self.kind = kind
-        self.nonlinearity = nonlinearity
-        self.numel = self.units = self.observations = 0
-        self.input_finite: Tensor | None = None
-        self.activation: Tensor | None = None
-        self.gradient: Tensor | None = None
-        self.time: Tensor | None = None
-
-    def see_gradient(self, gradient: Tensor | None) -> None:
-        """Tensor hook at the output; torch calls it with None where only another output of the node is used."""
-        if gradient is not None:
-            self.gradient = gradient_vector(gradient)
+from evengrad.probe._statistics import activation_vector, is_additive_mask, time_profile
+from evengrad.probe._watch_entries import Entry, float_tensors, reading_of, to_host, vectors_of, weights_of
 
 
 @final
@@ -82,6 +54,7 @@ class Watch:
         self._calls: Counter[str] = Counter()
         self._open: list[nn.Module] = []
         self._channels_first = False
+        self._paused = False
         self._handles: list[RemovableHandle] = []
         self._stack = ExitStack()
 
@@ -127,7 +100,9 @@ class Watch:
         entry = self._new_entry(self._watched[module] or "(model)", module, nonlinearity_of(module))
         entry.input_finite = _inputs_finite([*float_tensors(args), *float_tensors(list(kwargs.values()))])
         unit_dim = unit_dim_of(module, ndim=output.ndim, channels_first=self._channels_first)
+        entry.training = module.training
         self._measure(entry, output, unit_dim)
+        self._measure_inside(entry, module, (args, kwargs), result)
         if not all(value is output for value in float_tensors(result)):
             self._all_outputs_finite(entry, result)
         if isinstance(module, CONVOLUTIONS) or weights_of(module):
@@ -155,22 +130,41 @@ class Watch:
         if output.requires_grad:
             output.register_hook(entry.see_gradient)
 
+    def _measure_inside(
+        self, entry: Entry, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]], result: Any
+    ) -> None:
+        """Look at gates and attention scores; what is called for it is no part of the model."""
+        args, kwargs = given
+        self._paused = True
+        if isinstance(module, (*GATED, *GATED_CELLS)):
+            entry.gates = gates_of(module, args, result)
+        elif isinstance(module, nn.MultiheadAttention):
+            entry.logit = module_absmax(module, args, kwargs)
+        elif isinstance(module, nn.Softmax) and args and are_scores(args[0]):
+            entry.logit = score_absmax(args[0])
+        self._paused = False
+
     def _all_outputs_finite(self, entry: Entry, result: Any) -> None:
         """A non-finite value in any output counts, not only in the one whose statistics are kept."""
         assert entry.activation is not None
         finite = _all_finite(list(float_tensors(result)))
         entry.activation[0] = finite.to(entry.activation)
 
-    def _see_function(self, name: str, argument: Tensor, result: Tensor) -> None:
+    def _see_function(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> None:
         module = self._open[-1] if self._open else None
-        if module is None or nonlinearity_of(module) is not None or isinstance(module, RECURRENT):
+        if self._paused or module is None or nonlinearity_of(module) is not None:
             return
-        if not (result.is_floating_point() or result.is_complex()):
+        if isinstance(module, (*RECURRENT, nn.Softmax)) or not (result.is_floating_point() or result.is_complex()):
             return
         prefix = self._names.get(module, "")
-        entry = self._new_entry(f"{prefix}.{name}()" if prefix else f"{name}()", None, name, kind=name)
-        entry.input_finite = _all_finite([argument])  # in place it is the result: none of these makes NaN of a number
-        self._measure(entry, result, unit_dim_of(None, ndim=result.ndim, channels_first=self._channels_first))
+        nonlinearity = name if name in FUNCTIONS else None
+        entry = self._new_entry(f"{prefix}.{name}()" if prefix else f"{name}()", None, nonlinearity, kind=name)
+        # In place the argument is the result: none of these makes NaN of a number.
+        entry.input_finite = _inputs_finite([*float_tensors(args), *float_tensors(kwargs)])
+        entry.training = module.training
+        entry.logit = attention_absmax(name, args, kwargs)
+        unit_dim = unit_dim_of(None, ndim=result.ndim, channels_first=self._channels_first and nonlinearity is not None)
+        self._measure(entry, result, unit_dim)
 
     def _watch_time(self, entry: Entry, module: nn.Module, value: Any) -> None:
         if isinstance(value, PackedSequence):
@@ -193,28 +187,14 @@ class Watch:
         Args:
             gradients: The gradient of each parameter, None where there is none; None if there was no backward.
         """
-        vectors = [vector for entry in self.entries for vector in _vectors(entry, gradients or {})]
-        values = iter(_to_host(vectors))
-        return tuple(_reading(entry, values, went_back=gradients is not None) for entry in self.entries)
+        vectors = [vector for entry in self.entries for vector in vectors_of(entry, gradients or {})]
+        values = iter(to_host(vectors))
+        return tuple(reading_of(entry, values, went_back=gradients is not None) for entry in self.entries)
 
 
 def is_layer(module: nn.Module) -> bool:
     """Tell whether a module is read as a layer: it owns parameters, or has no children."""
     return bool(own_parameters(module)) or next(module.children(), None) is None
-
-
-def float_tensors(value: Any) -> Iterator[Tensor]:
-    """Find the floating-point and complex tensors in what a module takes or gives, in order."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() or value.is_complex():
-            yield value
-    elif isinstance(value, PackedSequence):
-        yield from float_tensors(value.data)
-    elif isinstance(value, dict):
-        yield from float_tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from float_tensors(item)
 
 
 def _all_finite(tensors: list[Tensor]) -> Tensor:
@@ -243,59 +223,3 @@ def _see_time(entry: Entry, gradient: Tensor, time_dim: int) -> None:
 def _see_packed_time(entry: Entry, gradient: Tensor, sizes: list[int]) -> None:
     steps = [time_profile(step.unsqueeze(0), time_dim=0) for step in gradient.split(sizes)]
     entry.time = torch.cat(steps)
-
-
-def weights_of(module: nn.Module | None) -> list[Tensor]:
-    """List a module's own parameters of two or more dimensions."""
-    if module is None:
-        return []
-    return [parameter for parameter in own_parameters(module) if parameter.ndim >= 2]
-
-
-def _vectors(entry: Entry, gradients: Mapping[Tensor, Tensor | None]) -> list[Tensor]:
-    """Everything numeric of an entry as vectors; NaN stands for "not there"."""
-    assert entry.activation is not None
-    device = entry.activation.device
-    like = torch.empty(0, dtype=precise(device), device=device)
-    weights = weights_of(entry.module)
-    arrived = [gradient for weight in weights if (gradient := gradients.get(weight)) is not None]
-    finite = torch.ones(()) if entry.input_finite is None else entry.input_finite
-    head = torch.stack([part.to(like) for part in (finite, norm(weights), norm(arrived))])
-    gradient = like.new_full((len(GRADIENT_FIELDS),), float("nan")) if entry.gradient is None else entry.gradient
-    return [head, entry.activation, gradient.to(like), like if entry.time is None else entry.time.to(like)]
-
-
-def _to_host(vectors: list[Tensor]) -> list[list[float]]:
-    if not vectors:
-        return []
-    flat = torch.cat([vector.to(vectors[0]) for vector in vectors]).tolist()
-    lengths = [vector.numel() for vector in vectors]
-    return [flat[end - length : end] for end, length in zip(accumulate(lengths), lengths, strict=True)]
-
-
-def _reading(entry: Entry, values: Iterator[list[float]], *, went_back: bool) -> LayerReading:
-    head, activation, gradient, time = next(values), next(values), next(values), next(values)
-    stats = dict(zip(ACTIVATION_FIELDS, activation, strict=True))
-    weighted = bool(weights_of(entry.module))
-    saturated = stats["saturated_frac"]
-    return LayerReading(
-        name=entry.name,
-        kind=entry.kind,
-        weighted=weighted,
-        nonlinearity=entry.nonlinearity,
-        numel=entry.numel,
-        units=entry.units,
-        observations=entry.observations,
-        activation_rms=stats["activation_rms"],
-        activation_absmax=stats["activation_absmax"],
-        zero_frac=stats["zero_frac"],
-        dead_frac=stats["dead_frac"],
-        saturated_frac=None if isnan(saturated) else saturated,
-        grad_rms=None if entry.gradient is None else gradient[1],
-        weight_norm=head[1] if weighted else None,
-        weight_grad_norm=head[2] if weighted and went_back else None,
-        input_finite=bool(head[0]),
-        output_finite=bool(stats["output_finite"]),
-        grad_finite=entry.gradient is None or bool(gradient[0]),
-        time_grad_rms=tuple(time),
-    )
