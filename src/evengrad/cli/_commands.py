@@ -158,19 +158,63 @@ class Report:
         return FINDINGS if story.findings or (story.verdict and story.verdict.outcome != "was not sick") else OK
 
 
+Codes = Annotated[str, tyro.conf.arg(metavar="CODES")]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diagnose:
+    """Say what is wrong in a run, and what follows from what; also beside the training. Exit status 1 if anything is.
+
+    Torch is not needed. With --json and --follow each change is a line of its own.
+    """
+
+    run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run directory, as given to Guard(log=...), to run --log or to repair --log."""
+    select: Codes = ""
+    """Tell only these: codes or their beginnings with commas between, such as EG101,EG7."""
+    ignore: Codes = ""
+    """Do as if these rules were not there."""
+    rank: int = 0
+    """Whose readings, in a distributed run."""
+    follow: Annotated[bool, tyro.conf.arg(aliases=["-f"])] = False
+    """Go on beside a training and tell each finding once, and again when its severity changes, until the run ends."""
+    every_s: float = 5.0
+    """Seconds between two looks at the log, with --follow."""
+    json: Quiet = False
+
+    def run(self) -> int:
+        """Judge the log as it is now, or as it grows."""
+        from evengrad.cli._diagnose import diagnosed, followed
+        from evengrad.diagnose import Choice
+
+        choice = Choice(select=_listed(self.select), ignore=_listed(self.ignore))
+        if self.follow:
+            return followed(self.run_directory, choice, rank=self.rank, every_s=self.every_s, as_json=self.json)
+        return diagnosed(self.run_directory, choice, rank=self.rank, as_json=self.json)
+
+
+def _listed(codes: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in codes.split(",") if part.strip())
+
+
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explain:
     """Print the page of a rule: what it sees, why that hurts, what cures it, when it is wrong, and its source."""
 
-    code: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CODE")]
-    """The code in a finding, such as EG101."""
+    code: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CODE")] = ""
+    """The code in a finding, such as EG101; without one every rule is listed."""
     json: Quiet = False
 
     def run(self) -> int:
-        """Print the page."""
-        from evengrad.diagnose import explain
+        """Print the page, or the list."""
+        from evengrad.diagnose import explain, rules
 
-        text = explain(self.code)
-        say({"code": text.split()[0], "page": text} if self.json else text, as_json=self.json)
+        if self.code:
+            text = explain(self.code)
+            say({"code": text.split()[0], "page": text} if self.json else text, as_json=self.json)
+            return OK
+        titles = {rule.code: explain(rule.code).splitlines()[0] for rule in rules.ALL}
+        say(titles if self.json else "\n".join(titles.values()), as_json=self.json)
         return OK

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from evengrad.cli._commands import Checkup, Demo, Explain, Repair, Report, Run
+from evengrad.cli._commands import Checkup, Demo, Diagnose, Explain, Repair, Report, Run
 from evengrad.cli._streams import complain, write_err, write_out, writing_out
 from evengrad.nouns import printable
 
@@ -22,6 +22,7 @@ Command = (
     | Annotated[Checkup, tyro.conf.subcommand("checkup")]
     | Annotated[Repair, tyro.conf.subcommand("repair")]
     | Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Explain, tyro.conf.subcommand("explain")]
 )
