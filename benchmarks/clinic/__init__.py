@@ -1,0 +1,13 @@
+"""A clinic of trainings: faulty programs from published collections with their fixes, and healthy ones."""
+
+from ._circle_blob import PROGRAMS as _CIRCLE_BLOB
+from ._digits import PROGRAMS as _DIGITS
+from ._healthy import HEALTHY
+from ._program import Architecture, Healthy, Loop, Program
+from ._sequences import PROGRAMS as _SEQUENCES
+from ._small import PROGRAMS as _SMALL
+
+PROGRAMS = tuple(sorted((*_CIRCLE_BLOB, *_DIGITS, *_SMALL, *_SEQUENCES), key=lambda program: program.number))
+"""The forty of the collections, by number."""
+
+__all__ = ["HEALTHY", "PROGRAMS", "Architecture", "Healthy", "Loop", "Program"]
