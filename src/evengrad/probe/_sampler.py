@@ -76,7 +76,7 @@ class Sampler:
         self._layers = [
             Layer(self._see, About(plain_name(name) or "(model)", module))
             for name, module in model.named_modules()
-            if module not in inner and is_layer(module)
+            if module not in inner and is_layer(module) and not isinstance(module, torch.jit.ScriptModule)
         ]
         self._armed = False
         self._leaves: list[RemovableHandle] = []
