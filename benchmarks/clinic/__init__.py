@@ -10,4 +10,8 @@ from ._small import PROGRAMS as _SMALL
 PROGRAMS = tuple(sorted((*_CIRCLE_BLOB, *_DIGITS, *_SMALL, *_SEQUENCES), key=lambda program: program.number))
 """The forty of the collections, by number."""
 
-__all__ = ["HEALTHY", "PROGRAMS", "Architecture", "Healthy", "Loop", "Program"]
+EXTRA: tuple[Program, ...] = ()
+LOOPS: tuple[Loop, ...] = ()
+ARCHITECTURES: tuple[Architecture, ...] = ()
+
+__all__ = ["ARCHITECTURES", "EXTRA", "HEALTHY", "LOOPS", "PROGRAMS", "Architecture", "Healthy", "Loop", "Program"]

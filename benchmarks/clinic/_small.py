@@ -195,7 +195,7 @@ PROGRAMS = (
         families=SOFTMAX_OF_ONE,
         place=("4", "5"),
         reaches=0.98,
-        note="Without the softmax, and unscaled as they are, the inputs saturate the tanh: R2 0. The fix scales them too.",
+        note="Without the softmax the unscaled inputs still saturate the tanh (R2 0): the fix scales them too.",
     ),
     Program(
         number=19,

@@ -1,12 +1,14 @@
 """Train every program with and without its fault, in a plain loop, to see that the one fails and the other does not.
 
-python -m benchmarks.clinic.verify [NUMBER ...] [--seeds 0 1 2]
+python benchmarks/clinic/verify.py [NUMBER ...] [--seeds 0 1 2]
 """
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,7 +16,9 @@ from torch import nn
 from evengrad import Task
 from evengrad.nouns import output_of
 
-from . import HEALTHY, PROGRAMS, Healthy, Program
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/
+
+from clinic import EXTRA, HEALTHY, PROGRAMS, Healthy, Program
 
 
 def trained(task: Task, seed: int) -> float:
@@ -85,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = [program for program in PROGRAMS if not given.numbers or program.number in given.numbers]
+    chosen = [program for program in (*PROGRAMS, *EXTRA) if not given.numbers or program.number in given.numbers]
     results = [verify(entry, given.seeds) for entry in (*chosen, *(() if given.numbers else HEALTHY))]
     print(f"{sum(results)} of {len(results)} reach what they should")
 
