@@ -33,6 +33,21 @@ def test_a_follower_sees_each_batch_once_and_the_end(tmp_path, make, reads):
     assert follower.poll() is None
 
 
+def test_what_is_written_while_a_follower_reads_is_seen_at_the_next_poll(tmp_path, make, monkeypatch):
+    log = Writer(tmp_path, parameters=("w", "b"), flush_every_steps=1)
+    follower = Follower(tmp_path)
+
+    def read_and_grow(*args, **settings):
+        record = read(*args, **settings)
+        log.append(make(0, 1)[0])
+        return record
+
+    monkeypatch.setattr(_follow, "read", read_and_grow)
+    assert follower.poll().readings == ()
+    monkeypatch.undo()
+    assert len(follower.poll().readings) == 1
+
+
 def test_a_follower_may_come_before_the_run(tmp_path, make):
     follower = Follower(tmp_path / "run")
     for _ in range(2):

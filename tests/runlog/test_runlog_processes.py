@@ -10,11 +10,14 @@ from evengrad.runlog import Writer, read
 
 WRITE = """
 import sys, time
-from evengrad.nouns import Reading
+from evengrad.nouns import Ends, LayerReading, ParameterReading, Reading
 from evengrad.runlog import Writer
+sampled = {
+    "layers": (LayerReading(name="net", kind="Linear"),), "weights": (ParameterReading(name="w"),), "ends": Ends()
+}
 log = Writer(sys.argv[1], parameters=("w",), flush_every_steps=10, flush_every_s=1e9)
 for step in range(int(sys.argv[2])):
-    log.append(Reading(step=step, loss=step / 4, grad_norms=(2.0,)))
+    log.append(Reading(step=step, loss=step / 4, grad_norms=(2.0,), **({} if step % 3 else sampled)))
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -47,6 +50,8 @@ def test_a_killed_run_keeps_what_was_flushed_and_says_that_it_did_not_end(tmp_pa
     assert writing.wait() == -signal.SIGKILL
     record = read(tmp_path)
     assert [reading.step for reading in record.readings] == list(range(20))
+    sampled = [(bool(reading.layers), bool(reading.weights), bool(reading.ends)) for reading in record.readings]
+    assert sampled == [(step % 3 == 0,) * 3 for step in range(20)]
     assert not record.complete
     assert record.note == "rank00000-0000.steps.arrows: the run did not end by itself, or has not ended yet"
     with Writer(tmp_path, parameters=("w",)) as log:

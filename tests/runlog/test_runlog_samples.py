@@ -110,6 +110,21 @@ def test_a_run_without_samples_has_no_files_for_them(tmp_path, make):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["meta.json", "rank00000-0000.steps.arrows"]
 
 
+def test_a_step_that_is_in_the_log_has_its_samples_there_too(tmp_path, make, monkeypatch):
+    log = Writer(tmp_path, parameters=("w", "b"), flush_every_steps=2)
+    for reading in make(0, 2, sample=1):
+        log.append(reading)
+    write, notes = os.write, []
+    monkeypatch.setattr(
+        os, "write", lambda handle, data: notes.append(read(tmp_path, live=True).note) or write(handle, data)
+    )
+    for reading in make(2, 4, sample=1):
+        log.append(reading)
+    monkeypatch.undo()
+    notes.append(read(tmp_path, live=True).note)
+    assert notes == ["rank00000-0000.steps.arrows: the run did not end by itself, or has not ended yet"] * 5
+
+
 def test_each_batch_is_one_write_into_each_file(tmp_path, make, monkeypatch):
     log = Writer(tmp_path, parameters=("w", "b"), flush_every_steps=5)
     for reading in make(0, 5, sample=1):  # opens the files

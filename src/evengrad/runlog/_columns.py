@@ -10,6 +10,11 @@ from evengrad.runlog._arrow import Kind, Values
 
 def nullable(numbers: Sequence[float | None], kind: Kind) -> Values:
     """Tell None from NaN: NaN is a number that came out, None says that nobody looked."""
+    if kind.startswith("float"):
+        with np.errstate(over="ignore"):
+            wide = np.array(numbers, dtype=np.float64)  # None becomes NaN
+            if not np.isnan(wide).any():
+                return Values(flat=wide.astype(kind))
     missing = np.array([number is None for number in numbers], dtype=bool)
     known = [0 if number is None else number for number in numbers]
     flat = real_array(known, kind) if kind.startswith("float") else np.array(known, dtype=kind)

@@ -23,7 +23,7 @@ class TableOfEnds(AbstractTable):
 
     def key(self, content: Any) -> Key:
         """All ends share a file."""
-        return () if content is None else _KEY
+        return _KEY
 
     def facts(self, key: Key) -> dict[str, str]:
         """Name the format."""

@@ -22,7 +22,7 @@ class Follower:
         rank: Whose readings, in a distributed run.
 
     Cost:
-        20 microseconds and 1 for each file when nothing is new; otherwise that of `read`, which is of the whole log: a
+        50 microseconds when nothing is new; otherwise that of `read`, which is of the whole log: a
         caller does well to wait some times as long as the last reading took.
 
     Example:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import final
 
@@ -39,21 +40,19 @@ class Samples:
 
     def append(self, readings: Sequence[Reading]) -> list[int]:
         """Write what was sampled, with one write for each file; returns the number of the file for each reading."""
-        numbers = []
+        numbers = [NONE] * len(readings)
         rows: dict[Key, list[Row]] = {}
-        for reading in readings:
-            content = getattr(reading, self.name)
-            key = self._table.key(content)
-            numbers.append(self._number(key))
-            if numbers[-1] >= 0:
-                rows.setdefault(key, []).append((reading.step, content))
+        for i, content in enumerate(map(attrgetter(self.name), readings)):
+            if content:
+                key = self._table.key(content)
+                numbers[i] = self._number(key)
+                if numbers[i] >= 0:
+                    rows.setdefault(key, []).append((readings[i].step, content))
         for key, some in rows.items():
             self._files[key][1].append(self._table.batch(some, self._real), len(some))
         return numbers
 
     def _number(self, key: Key) -> int:
-        if not key:
-            return NONE
         if key not in self._files:
             number = len(self._files)
             if number == MOST_SETS:

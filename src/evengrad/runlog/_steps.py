@@ -76,10 +76,18 @@ def steps_rows(batch: Mapping[str, Values], rows: int) -> Iterator[tuple[dict[st
     names = ("step", "loss", "total_norm", "scale", "skipped", "leftover")
     columns = {name: plain(batch[name]) for name in names if name in batch}
     columns |= {"lrs": plain_lists(batch["lr"]), "grad_norms": _plain_grad_norms(batch.get("grad_norm"), rows)}
-    files = {name: plain(batch[name]) for name in SAMPLED if name in batch}
-    for row in range(rows):
-        arguments = {name: column[row] for name, column in columns.items()}
-        yield arguments, {name: column[row] for name, column in files.items() if column[row] != NONE}
+    files = _files(batch, rows)
+    for row, values in enumerate(zip(*columns.values(), strict=True)):
+        yield dict(zip(columns, values, strict=True)), files[row]
+
+
+def _files(batch: Mapping[str, Values], rows: int) -> list[dict[str, int]]:
+    found: list[dict[str, int]] = [{} for _ in range(rows)]
+    for name in SAMPLED:
+        if name in batch:
+            for row in np.flatnonzero(batch[name].flat != NONE).tolist():
+                found[row][name] = int(batch[name].flat[row])
+    return found
 
 
 def _grad_norms(readings: list[Reading], parameters: int, real: Kind) -> Values:

@@ -12,7 +12,7 @@ import numpy as np
 from evengrad.runlog._arrow import ANY_LENGTH, Column, Kind, Values
 from evengrad.runlog._columns import lists, nullable, plain, plain_lists, real_array
 
-Key = tuple[Any, ...]  # what all rows of a file have in common; empty for a step that was not sampled
+Key = tuple[Any, ...]  # what all rows of a file have in common
 Row = tuple[int, Any]  # a step and what `Reading` has of it
 
 _LARGEST = 2**63
@@ -28,7 +28,7 @@ class AbstractTable(ABC):
 
     @abstractmethod
     def key(self, content: Any) -> Key:
-        """Name what the content tells of, so that two steps of the same share a file; empty for nothing."""
+        """Name what the content tells of, so that two steps of the same share a file."""
 
     @abstractmethod
     def facts(self, key: Key) -> dict[str, str]:
