@@ -4,8 +4,9 @@ from math import isfinite
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
+from evengrad.diagnose._loss_graph import risks
 from evengrad.diagnose._profile import WIDEST_DECADES
-from evengrad.nouns import Cure, Evidence, Reading, Record
+from evengrad.nouns import Cure, Evidence, ParameterReading, Reading, Record
 
 
 @final
@@ -15,8 +16,9 @@ class NonFiniteGradient(AbstractRule):
     Sees:
         The gradient norm of every parameter at every step: it is finite exactly when the gradient is (or so large,
         above 1e19, that its square overflows float32, which is no better). Where layers were sampled, the module at
-        whose output the gradient is first not finite on its way back is named too. Steps with a non-finite forward
-        belong to EG201.
+        whose output the gradient is first not finite on its way back is named too, and where it comes out of a
+        finite loss as NaN, what that loss takes (a root, a norm, a quotient). Steps with a non-finite forward belong
+        to EG201.
 
     Hurts:
         One step with such a gradient makes every weight NaN. Clipping does not help: it multiplies NaN by a number,
@@ -57,7 +59,11 @@ class NonFiniteGradient(AbstractRule):
             where=bad,
             severity="warning" if reading.skipped else "critical",
             message=f"the gradient of {count} of {len(names)} parameters is NaN or infinite{end}",
-            evidence=(Evidence(name="parameters with a non-finite gradient", value=float(count)),),
+            evidence=(
+                Evidence(name="parameters with a non-finite gradient", value=float(count)),
+                *_largest(reading.weights, frozenset(bad)),
+            ),
+            cause=_cause(reading),
         )
 
     def cures(self) -> tuple[Cure, ...]:
@@ -68,6 +74,29 @@ class NonFiniteGradient(AbstractRule):
             Cure(treatment="Reinitialize"),
             Cure(treatment="AddNormalization"),
         )
+
+
+def _largest(weights: tuple[ParameterReading, ...], bad: frozenset[str]) -> tuple[Evidence, ...]:
+    """Give the largest finite element of these gradients: near the end of its dtype it has overflowed."""
+    seen = [one for one in weights if one.name in bad and one.grad_absmax is not None]
+    if not seen:
+        return ()
+    worst = max(seen, key=lambda one: one.grad_absmax or 0.0)
+    return (Evidence(name=f"largest finite element of the gradient of {worst.name}", value=worst.grad_absmax or 0.0),)
+
+
+def _cause(reading: Reading) -> str:
+    """Blame the loss where it is finite, its graph has a slope that may be infinite, and the gradient starts as NaN."""
+    reached = [layer for layer in reading.layers if layer.grad_rms is not None]
+    if reading.loss is None or not isfinite(reading.loss) or not reached or reached[-1].grad_finite:
+        return ""
+    taken = risks(reading.ends)
+    if not taken:
+        return ""
+    return (
+        f"the gradient is not finite where it comes out of the loss, which takes {' and '.join(taken)}: at zero their "
+        "slope is infinite, and times zero that is NaN; add a small number inside of them"
+    )
 
 
 def _first_on_the_way_back(reading: Reading) -> str:

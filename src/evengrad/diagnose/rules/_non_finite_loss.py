@@ -1,0 +1,83 @@
+"""EG203: the loss is NaN or infinite although everything that the model computed is finite."""
+
+from math import isfinite
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
+from evengrad.diagnose._loss_graph import certain_cause, risks
+from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.nouns import Cure, Ends, Evidence, Reading, Record, Severity
+
+
+@final
+class NonFiniteLoss(AbstractRule):
+    """Non-finite loss: the loss is NaN or infinite although every module's output is finite.
+
+    Sees:
+        Steps whose layers were sampled: every output is finite and the loss is not. Where the graph of the loss was
+        seen, the operations in it that are not defined everywhere are named (logarithm, root, quotient, norm, arc
+        function, power), beside the range of the model's output and target.
+
+    Hurts:
+        The gradient of such a loss is NaN, and one optimizer step later so is every weight.
+
+    Cure:
+        Keep what goes into a logarithm, a quotient or a root away from zero; losses that take logits
+        (`cross_entropy`, `binary_cross_entropy_with_logits`) do that by themselves. A mean over nothing, as where
+        every label is ignored, is 0 / 0: leave such batches out. If the output has grown until its square overflows:
+        a smaller learning rate (ScaleLearningRate), clipped gradients (ClipGradients), scaled targets.
+
+    False alarms:
+        A loss that is infinite on purpose for a hopeless sample; where the gradient is finite all the same, or the
+        step was skipped, it is a warning. A NaN that stands for a loss that nobody knows is read as NaN.
+
+    Source:
+        IEEE 754; Goodfellow, Bengio and Courville 2016, Deep Learning, section 4.1.
+    """
+
+    code: ClassVar[str] = "EG203"
+    symptom: ClassVar[str] = "non-finite loss"
+    source: ClassVar[str] = "Goodfellow, Bengio and Courville 2016, Deep Learning, section 4.1"
+    family: ClassVar[str] = "non-finite"
+    tells: ClassVar[Tells] = "always"
+
+    def sign(self, reading: Reading, record: Record) -> Sign | None:
+        """Judge a step with a loss whose layers were sampled and finite."""
+        if reading.loss is None or not reading.layers or any(not layer.output_finite for layer in reading.layers):
+            return None
+        if isfinite(reading.loss):
+            return Sign(decades=0.0)
+        taken = risks(reading.ends)
+        holds = f": it takes {' and '.join(taken)}" if taken else ""
+        return Sign(
+            decades=WIDEST_DECADES,
+            speaks=True,
+            where=("loss",),
+            severity=_severity(reading),
+            message=f"the loss is {reading.loss} although the outputs of all modules are finite{holds}",
+            evidence=_evidence(reading.ends),
+            cause=certain_cause(reading.ends),
+        )
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose smaller steps, for where the output has grown; the rest is a change of the code."""
+        return (
+            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
+            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
+        )
+
+
+def _severity(reading: Reading) -> Severity:
+    """A step that was left out, or whose gradient is finite all the same, has not broken the weights."""
+    harmless = bool(reading.grad_norms) and all(isfinite(norm) for norm in reading.grad_norms)
+    return "warning" if reading.skipped or harmless else "critical"
+
+
+def _evidence(ends: Ends | None) -> tuple[Evidence, ...]:
+    named = (("output", None if ends is None else ends.output), ("target", None if ends is None else ends.target))
+    return tuple(
+        Evidence(name=f"{side} of the {what}", value=value)
+        for what, tensor in named
+        if tensor is not None
+        for side, value in (("minimum", tensor.minimum), ("maximum", tensor.maximum))
+    )
