@@ -11,7 +11,7 @@ from evengrad.probe import Sampler
 def test_a_module_that_is_called_again_has_a_reading_per_call():
     torch.manual_seed(0)
     names = [layer.name for layer in sampled_once(Tied(), torch.sum, vectors())]
-    assert names == ["same", "same#2", "same#3", "two", "(model)"]
+    assert names == ["same", "tanh()", "same#2", "tanh()#2", "same#3", "tanh()#3", "two", "(model)"]
 
 
 def test_only_the_first_micro_batch_counts_and_no_evaluation():
@@ -139,7 +139,7 @@ def test_a_cell_in_a_long_loop_keeps_its_last_calls():
     sampler = Sampler(model)
     found = sampled_once(model, torch.sum, torch.zeros(3, 4), sampler)
     assert len(found) == 65
-    assert sampler.layout.size == 8 * (65 + 1)  # and what the first module took
+    assert sampler.layout.size == 9 * (65 + 1)  # and what the first module took
     assert [layer.activation_rms for layer in found[:64]] == pytest.approx([float(step) for step in range(135, 199)])
     assert (found[63].name, found[64].name) == ("cell#64", "head")
 

@@ -26,6 +26,7 @@ FIELDS = (
     "grad_relative_norm",
     "zero_count",
     "saturated_count",
+    "relative_sum",
 )
 
 
@@ -177,7 +178,8 @@ class Group:
         if self._saturating is not None:
             saturated = torch.lt(RELATIVE_SLOPES[self._saturating](output), SLOPE_LEFT, out=mark).sum(-1)
         norm = torch.linalg.vector_norm(size, dim=-1)
-        fields = torch.cat([finite, largest, norm, zeros.unsqueeze(0), saturated.unsqueeze(0)])
+        total = torch.copysign(size[0], output, out=mark).sum(-1)
+        fields = torch.cat([finite, largest, norm, torch.stack([zeros, saturated, total])])
         return fields.t().to(precise(self.device))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -10,36 +10,57 @@ import torch
 from torch import nn
 
 from evengrad.nouns import LayerReading, SettingError
-from evengrad.probe._kinds import CONVOLUTIONS, nonlinearity_of, unit_dim_of
+from evengrad.probe._functional import SOFTMAX
+from evengrad.probe._kinds import CONVOLUTIONS, FUNCTIONS, RECTIFIERS, nonlinearity_of, unit_dim_of
+from evengrad.probe._sample import FIELDS
 from evengrad.probe._statistics import RELATIVE_SLOPES
 from evengrad.probe._watch_entries import weights_of
 
 
 @final
 class About:
-    """What is known of a module before it is called."""
+    """What is known of a module, or of a function that is called in one, before it is called.
 
-    __slots__ = ("_unit_dims", "convolution", "kind", "module", "name", "nonlinearity", "saturating", "weighted")
+    Args:
+        name: The module's, or `module.function()`.
+        module: None for a function.
+        function: Its name.
+    """
 
-    def __init__(self, name: str, module: nn.Module) -> None:
+    __slots__ = (
+        "_unit_dims", "convolution", "function", "kind", "module", "name", "nonlinearity", "rectifies", "saturating",
+        "weighted", "with_kwargs",
+    )  # fmt: skip
+
+    def __init__(self, name: str, module: nn.Module | None, function: str = "") -> None:
         self.name = name
         self.module = module
-        self.kind = type(module).__name__
-        self.nonlinearity = nonlinearity_of(module)
+        self.kind = function or type(module).__name__
+        self.nonlinearity = nonlinearity_of(module) if module is not None else _known(function)
+        self.function = self.nonlinearity or (SOFTMAX if isinstance(module, nn.Softmax) else "")  # that it calls itself
         self.saturating = self.nonlinearity if self.nonlinearity in RELATIVE_SLOPES else None
+        self.rectifies = self.nonlinearity in RECTIFIERS
         self.weighted = bool(weights_of(module))
         self.convolution = isinstance(module, CONVOLUTIONS)
+        self.with_kwargs = isinstance(module, nn.MultiheadAttention)
         self._unit_dims: dict[tuple[int, bool], int] = {}
+
+    def unit_dim(self, ndim: int, *, channels_first: bool) -> int:
+        """Tell which dimension of an output counts units."""
+        key = (ndim, channels_first)
+        dim = self._unit_dims.get(key)
+        if dim is None:
+            first = channels_first and (self.module is not None or self.nonlinearity is not None)
+            dim = self._unit_dims[key] = unit_dim_of(self.module, ndim=ndim, channels_first=first)
+        return dim
 
     def units(self, shape: torch.Size, *, channels_first: bool) -> int:
         """Count the units of an output."""
-        if not shape:
-            return 1
-        key = (len(shape), channels_first)
-        dim = self._unit_dims.get(key)
-        if dim is None:
-            dim = self._unit_dims[key] = unit_dim_of(self.module, ndim=len(shape), channels_first=channels_first)
-        return shape[dim]
+        return shape[self.unit_dim(len(shape), channels_first=channels_first)] if shape else 1
+
+
+def _known(function: str) -> str | None:
+    return function if function in FUNCTIONS else None
 
 
 class Seen(NamedTuple):
@@ -53,6 +74,10 @@ class Seen(NamedTuple):
         padding: Zeros in the row beyond the sample of the output.
         padding_saturates: Whether these zeros count as saturated.
         start: Where in the packed vector the numbers begin, in the order of `FIELDS`.
+        training: Whether the module was in training mode.
+        units: Of a rectifier; None for all else.
+        observations: How often each of these units was seen in the window; None for all else.
+        places: Where further numbers are, by the field of the reading.
     """
 
     about: About | None
@@ -62,6 +87,10 @@ class Seen(NamedTuple):
     padding: int
     padding_saturates: bool
     start: int
+    training: bool
+    units: int | None
+    observations: int | None
+    places: Mapping[str, slice]
 
 
 @final
@@ -114,30 +143,42 @@ def _all_finite(seen: Seen, numbers: Sequence[float]) -> bool:
 def _reading(
     seen: Seen, numbers: Sequence[float], *, name: str, units: int, input_finite: bool, loss_scale: float
 ) -> LayerReading:
-    finite, grad_finite, absmax, grad_absmax, norm, grad_norm, zeros, saturated = numbers[seen.start : seen.start + 8]
+    of = dict(zip(FIELDS, numbers[seen.start : seen.start + len(FIELDS)], strict=True))
     about, count, grad_count, padding = seen.about, seen.elements, seen.grad_elements, seen.padding
     assert about is not None
-    finite -= padding
+    finite, grad_finite = of["finite_count"] - padding, True
     grad_rms: float | None = None
     if grad_count is not None:
-        grad_finite -= padding + count - grad_count
-        grad_rms = grad_absmax * grad_norm / max(grad_finite, 1.0) ** 0.5 / loss_scale
+        of_gradient = of["grad_finite_count"] - padding - count + grad_count
+        grad_finite = of_gradient >= grad_count
+        grad_rms = of["grad_absmax"] * of["grad_relative_norm"] / max(of_gradient, 1.0) ** 0.5 / loss_scale
     saturated_frac: float | None = None
     if about.saturating is not None and count:
-        saturated_frac = (saturated - padding * seen.padding_saturates) / count
+        saturated_frac = (of["saturated_count"] - padding * seen.padding_saturates) / count
+    more = {field: numbers[place] for field, place in seen.places.items()}
+    gates = more.get("gates", ())
     return LayerReading(
         name=name,
         kind=about.kind,
         weighted=about.weighted,
         nonlinearity=about.nonlinearity,
         numel=seen.shape.numel(),
-        units=units,
-        activation_rms=absmax * norm / max(finite, 1.0) ** 0.5,
-        activation_absmax=absmax,
-        zero_frac=(zeros - padding) / max(count, 1),
+        units=units if seen.units is None else seen.units,
+        observations=seen.observations or 0,
+        activation_rms=of["absmax"] * of["relative_norm"] / max(finite, 1.0) ** 0.5,
+        activation_absmax=of["absmax"],
+        zero_frac=(of["zero_count"] - padding) / max(count, 1),
+        dead_frac=more["dead"][0] if "dead" in more else 0.0,
         saturated_frac=saturated_frac,
         grad_rms=grad_rms,
         input_finite=input_finite,
         output_finite=finite >= count,
-        grad_finite=grad_count is None or grad_finite >= grad_count,
+        grad_finite=grad_finite,
+        time_grad_rms=tuple([value / loss_scale for value in more.get("time", ())]),
+        activation_mean=of["absmax"] * of["relative_sum"] / max(finite, 1.0),
+        training=seen.training,
+        tracked=int(more["tracked"][0]) if "tracked" in more else None,
+        logit_absmax=more["logit"][0] if "logit" in more else None,
+        gate_stuck_frac=tuple(gates[: len(gates) // 2]),
+        gate_mean=tuple(gates[len(gates) // 2 :]),
     )

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
-from operator import attrgetter
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import final
 
-import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-from torch.utils.module_tracker import ModuleTracker
 
 from evengrad.nouns import LayerReading
-from evengrad.probe._kinds import parametrizations_of, plain_name
-from evengrad.probe._sample import FIELDS, Group, Row, width_for
-from evengrad.probe._sample_hooks import MOST_CALLS_OF_A_MODULE, Call, Layer, Round, plain
+from evengrad.probe._eagerly import Eagerly
+from evengrad.probe._kinds import FUSED, RECURRENT, parametrizations_of, plain_name
+from evengrad.probe._sample_calls import Calls
+from evengrad.probe._sample_functions import Functions, outside
+from evengrad.probe._sample_hooks import Hook, Layer
+from evengrad.probe._sample_packing import packed
 from evengrad.probe._sample_readings import About, Layout, layer_readings
-from evengrad.probe._statistics import precise
+from evengrad.probe._units import Window
 from evengrad.probe._watch import is_layer
-from evengrad.probe._watch_entries import float_tensors
-
-MOST_CALLS = 2048  # of all modules together: at most 64 MiB of samples in float32
 
 
 @final
@@ -71,20 +67,23 @@ class Sampler:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._calls = Calls(model, self._first_gradient)
         inner = parametrizations_of(model)
+        see = partial(outside, self._calls.see_module)
+        named = {module: plain_name(name) for name, module in model.named_modules() if module not in inner}
         self._layers = [
-            Layer(self._see, About(plain_name(name) or "(model)", module))
-            for name, module in model.named_modules()
-            if module not in inner and is_layer(module) and not isinstance(module, torch.jit.ScriptModule)
+            Layer(see, About(name or "(model)", module)) for module, name in named.items() if is_layer(module)
         ]
+        self._time_hooks = [
+            Hook(module, self._calls.stand_in, before=True) for module in named if isinstance(module, RECURRENT)
+        ]
+        self._fused = [module for module in named if isinstance(module, FUSED)]
+        self._functions = Functions(model, self._calls.counts, self._calls.see_function)
+        self._eagerly = Eagerly(model)
+        self._window = Window()
         self._armed = False
-        self._leaves: list[RemovableHandle] = []
-        self._groups: dict[tuple[torch.device, torch.dtype, int, str | None], Group] = {}
-        self._tracker = ModuleTracker()  # its `is_bw` is torch's public way to ask whether a backward is running
-        self._round = Round()
-        self._first_input: Call | None = None
         self._layout = Layout()
+        self.on_backward: Callable[[], None] | None = None
 
     @property
     def armed(self) -> bool:
@@ -98,48 +97,44 @@ class Sampler:
 
     def arm(self) -> None:
         """Attach the hooks and forget what was seen; where they are on already, forget only."""
-        self._end()
-        self._groups = {key: group for key, group in self._groups.items() if group.start_again()}
-        self._round, self._first_input = Round(), None
+        self._functions.end()
+        self._calls.begin()
+        left_alone = self._left_alone()
         for layer in self._layers:
-            layer.attach()
+            if layer.about.module not in left_alone:
+                layer.attach()
+        for hook in self._time_hooks:
+            hook.attach()
+        if not left_alone:
+            self._functions.attach()
+        self._eagerly.start()
         self._armed = True
 
     def disarm(self) -> None:
         """Take every hook off again; what was seen can still be packed."""
+        self._eagerly.stop()
+        self._functions.detach()
+        for hook in self._time_hooks:
+            hook.detach()
         for layer in self._layers:
             layer.detach()
         self._armed = False
-        self._end()
+        self._functions.end()
+        self._calls.end()
 
     def packed(self) -> Tensor:
         """Reduce what was seen since `arm()`.
 
         Returns:
-            Shape (8 * R,) for R samples, float64 where the device has it, on the samples' device: the first accelerator
-            where they are on several. Empty when nothing was seen. `readings` wants a host copy of it.
+            One dimension, float64 where the device has it, on the samples' device: the first accelerator where they are
+            on several. Empty when nothing was seen. `readings` wants a host copy of it.
 
-        Cost: Some fifteen operations for each of at most nine widths, whatever the number of layers (on a CPU for each
-            MiB of samples too); no host synchronisation.
+        Cost: Some fifteen operations for each of at most nine widths, and as many for all rectifiers together, whatever
+            the number of layers (on a CPU for each MiB of samples too); no host synchronisation.
         """
-        starts: dict[Group, int] = {}
-        vectors: list[Tensor] = []
-        size = 0
-        with torch.no_grad():
-            for group in self._groups.values():
-                starts[group] = size
-                vectors += group.statistics()
-                size += len(FIELDS) * group.used
-        calls = sorted(chain.from_iterable(layer.calls for layer in self._round.layers), key=attrgetter("position"))
-        self._layout = Layout(
-            calls=tuple([call.seen(starts) for call in calls]),
-            first_input=None if self._first_input is None else self._first_input.seen(starts),
-            size=size,
-        )
-        if not vectors:
-            return torch.empty(0, device="cpu")
-        device = next((one.device for one in vectors if one.device.type != "cpu"), vectors[0].device)
-        return torch.cat([one.to(device, precise(device), non_blocking=True) for one in vectors])
+        self._eagerly.judge(fired=self._calls.round.fired)
+        numbers, self._layout = packed(self._calls, self._window)
+        return numbers
 
     def readings(
         self, numbers: Sequence[float], layout: Layout | None = None, *, loss_scale: float = 1.0
@@ -156,78 +151,15 @@ class Sampler:
         """
         return layer_readings(numbers, self._layout if layout is None else layout, loss_scale)
 
-    def _end(self) -> None:
-        self._round.open = False
-        for handle in self._leaves:
-            handle.remove()
-        self._leaves.clear()
+    def _first_gradient(self) -> None:
+        if self.on_backward is not None:
+            self.on_backward()
 
-    def _see(self, layer: Layer, args: tuple[Any, ...], result: Any) -> None:
-        """Forward hook: decide whether a call counts, and take its sample."""
-        round_, again = self._round, self._tracker.is_bw
-        if (round_.forward_over and not again) or not self._model.training:
-            return
-        if layer.round is not round_:
-            layer.enter(round_)
-        if not torch.is_grad_enabled():
-            if not again:
-                layer.wait(round_.next_position())
-            return
-        if not again:
-            layer.direct = True
-            position = round_.next_position()
-        elif layer.direct or not layer.waiting:
-            return
-        else:
-            position = layer.waiting.pop()  # the latest: earlier ones may be of an evaluation
-        plain_one = type(result) is Tensor and result.is_floating_point()
-        output = result if plain_one else next(float_tensors(result), None)
-        if output is None or not self._has_room(layer):
-            return
-        row = self._take(output, layer.about.saturating)
-        if row is None:
-            return
-        call = Call(round_, layer.about, row, output, position)
-        layer.calls.append(call)
-        if output.grad_fn is not None:
-            output.grad_fn.register_prehook(call)
-        elif output.requires_grad:  # a leaf outlives the graph, and so would the hook
-            self._leaves.append(output.register_hook(call))
-        if self._first_input is None and not again:
-            self._see_input(args)
-
-    def _has_room(self, layer: Layer) -> bool:
-        """Make room for one more call of a module, or say that there is none."""
-        if len(layer.calls) == MOST_CALLS_OF_A_MODULE:
-            oldest = layer.calls.pop(0)
-            assert oldest.row is not None
-            oldest.row.group.give_back(oldest.row)
-            oldest.row = None
-        elif self._round.taken >= MOST_CALLS:
-            return False
-        else:
-            self._round.taken += 1
-        return True
-
-    def _take(self, tensor: Tensor, saturating: str | None) -> Row | None:
-        value = plain(tensor)
-        if value is None:
-            return None
-        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-        key = (value.device, dtype, width_for(value.numel()), saturating)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = Group(*key)
-        row = group.row()
-        try:
-            row.output.take(value)
-        except RuntimeError:  # a tensor inside of vmap cannot be copied out of it
-            group.give_back(row)
-            return None
-        return row
-
-    def _see_input(self, args: tuple[Any, ...]) -> None:
-        value = next(float_tensors(args), None)
-        row = None if value is None else self._take(value, None)
-        if value is not None and row is not None:
-            self._first_input = Call(self._round, None, row, value, 0)
+    def _left_alone(self) -> set[nn.Module]:
+        """Find what torch may run fused, with other roundings than under hooks: frozen attention in evaluation mode."""
+        frozen = [
+            module
+            for module in self._fused
+            if not module.training and not any(parameter.requires_grad for parameter in module.parameters())
+        ]
+        return {part for module in frozen for part in module.modules()}

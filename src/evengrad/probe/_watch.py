@@ -9,7 +9,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from evengrad.nouns import LayerReading
@@ -26,7 +25,8 @@ from evengrad.probe._kinds import (
     plain_name,
     unit_dim_of,
 )
-from evengrad.probe._statistics import activation_vector, is_additive_mask, time_profile
+from evengrad.probe._statistics import activation_vector, is_additive_mask
+from evengrad.probe._through_time import data_of, stand_in_for, watch_time
 from evengrad.probe._watch_entries import Entry, float_tensors, reading_of, to_host, vectors_of, weights_of
 
 
@@ -77,17 +77,10 @@ class Watch:
         self._open.append(module)
         if not isinstance(module, RECURRENT) or not args:
             return None
-        return (self._with_gradient(args[0]), *args[1:]), kwargs
-
-    def _with_gradient(self, value: Any) -> Any:
-        """Stand in for a recurrent module's input that carries no gradient, so that one arrives there."""
-        if isinstance(value, PackedSequence):
-            return value._replace(data=self._with_gradient(value.data))
-        if not isinstance(value, Tensor) or value.requires_grad or not value.is_floating_point():
-            return value
-        stand_in = value.detach().requires_grad_()
-        self.inputs.append(stand_in)
-        return stand_in
+        given = stand_in_for(module, args[0])
+        if given is not args[0]:
+            self.inputs.append(data_of(given))
+        return (given, *args[1:]), kwargs
 
     def _leave_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if self._open and self._open[-1] is module:
@@ -108,7 +101,7 @@ class Watch:
         if isinstance(module, CONVOLUTIONS) or weights_of(module):
             self._channels_first = isinstance(module, CONVOLUTIONS)
         if isinstance(module, RECURRENT) and args:
-            self._watch_time(entry, module, args[0])
+            watch_time(module, args[0], entry.see_time)
 
     def _new_entry(self, name: str, module: nn.Module | None, nonlinearity: str | None, kind: str = "") -> Entry:
         self._calls[name] += 1
@@ -166,17 +159,6 @@ class Watch:
         unit_dim = unit_dim_of(None, ndim=result.ndim, channels_first=self._channels_first and nonlinearity is not None)
         self._measure(entry, result, unit_dim)
 
-    def _watch_time(self, entry: Entry, module: nn.Module, value: Any) -> None:
-        if isinstance(value, PackedSequence):
-            sizes = value.batch_sizes.tolist()  # already on the host
-            if value.data.requires_grad:
-                value.data.register_hook(lambda gradient: _see_packed_time(entry, gradient, sizes))
-            return
-        if not isinstance(value, Tensor) or not value.requires_grad or value.ndim < 2:
-            return
-        time_dim = 1 if getattr(module, "batch_first", False) and value.ndim == 3 else 0
-        value.register_hook(lambda gradient: _see_time(entry, gradient, time_dim))
-
     def saw_non_finite(self) -> bool:
         """Tell whether an output so far is not finite; waits for the device, so ask only when something went wrong."""
         return any(entry.activation is not None and not bool(entry.activation[0]) for entry in self.entries)
@@ -214,12 +196,3 @@ def _inputs_finite(tensors: list[Tensor]) -> Tensor:
         return torch.ones(())
     others = [torch.isfinite(tensor).all() | is_additive_mask(tensor) for tensor in tensors[1:]]
     return torch.stack([part.to(tensors[0].device) for part in (_all_finite(tensors[:1]), *others)]).all()
-
-
-def _see_time(entry: Entry, gradient: Tensor, time_dim: int) -> None:
-    entry.time = time_profile(gradient, time_dim=time_dim)
-
-
-def _see_packed_time(entry: Entry, gradient: Tensor, sizes: list[int]) -> None:
-    steps = [time_profile(step.unsqueeze(0), time_dim=0) for step in gradient.split(sizes)]
-    entry.time = torch.cat(steps)

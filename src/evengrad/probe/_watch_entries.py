@@ -44,6 +44,10 @@ class Entry:
         if gradient is not None:
             self.gradient = gradient_vector(gradient)
 
+    def see_time(self, profile: Tensor) -> None:
+        """Keep the gradient at a recurrent module's input, step by step."""
+        self.time = profile
+
 
 def float_tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
     """Find the floating-point and complex tensors in what a module takes or gives, in order."""

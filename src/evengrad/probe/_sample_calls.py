@@ -1,0 +1,267 @@
+"""Which calls count in a step that is sampled, and the samples of those that do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from torch.utils.module_tracker import ModuleTracker
+
+from evengrad.probe._functional import attention_absmax
+from evengrad.probe._kinds import RECURRENT, batches_tracked_by
+from evengrad.probe._sample import Group, Row, width_for
+from evengrad.probe._sample_hooks import MOST_CALLS_OF_A_MODULE, Call, Layer, Round, plain
+from evengrad.probe._sample_inside import ThroughTime, in_checkpoint, inside
+from evengrad.probe._sample_readings import About
+from evengrad.probe._through_time import data_of, stand_in_for, watch_time
+from evengrad.probe._units import liveliness
+from evengrad.probe._watch_entries import float_tensors
+
+MOST_CALLS = 2048  # of all modules together: at most 64 MiB of samples in float32
+
+# What a computation beside the run raises for shapes and kinds of tensors that it does not know: its number is left
+# out then, for the run goes on.
+UNKNOWN = (RuntimeError, IndexError, ValueError, TypeError, AttributeError)
+
+
+class Last(NamedTuple):
+    """The last call of a function, to be told apart from the module that has called it."""
+
+    layer: Layer
+    call: Call
+    output: Tensor
+
+
+@final
+class Calls:
+    """Takes samples of the calls of one round: of modules, and of what they call as functions.
+
+    Args:
+        model: The model that is trained.
+        first_gradient: Called once in a round, when the first gradient arrives.
+    """
+
+    def __init__(self, model: nn.Module, first_gradient: Callable[[], None]) -> None:
+        self._model = model
+        self._first_gradient = first_gradient
+        self._leaves: list[RemovableHandle] = []
+        self._groups: dict[tuple[torch.device, torch.dtype, int, str | None], Group] = {}
+        self._functions: dict[tuple[str, str], Layer] = {}
+        self._tracker = ModuleTracker()  # its `is_bw` is torch's public way to ask whether a backward is running
+        self._last: Last | None = None
+        self.round = Round(first_gradient)
+        self.first_input: Call | None = None
+
+    def begin(self) -> None:
+        """Forget what was seen."""
+        self.end()
+        self._groups = {key: group for key, group in self._groups.items() if group.start_again()}
+        self.round, self.first_input = Round(self._first_gradient), None
+
+    def end(self) -> None:
+        """Look at nothing any more; what was seen is kept."""
+        self.round.open = False
+        self._last = None
+        for handle in self._leaves:
+            handle.remove()
+        self._leaves.clear()
+
+    @property
+    def groups(self) -> list[Group]:
+        """The samples."""
+        return list(self._groups.values())
+
+    @property
+    def in_order(self) -> list[Call]:
+        """The calls, in the order of the forward pass."""
+        return sorted(chain.from_iterable(layer.calls for layer in self.round.layers), key=attrgetter("position"))
+
+    def counts(self) -> bool:
+        """Tell whether a call that begins now counts; where it does, this thread is the one that is looked at."""
+        round_ = self.round
+        if not round_.open or round_.forward_over or not self._model.training or not torch.is_grad_enabled():
+            return False
+        return not self._tracker.is_bw and not round_.is_elsewhere()
+
+    def stand_in(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Forward pre-hook of a recurrent module: let a gradient arrive at its input, and change nothing else."""
+        if not args or not self.counts() or in_checkpoint():
+            return None
+        try:
+            value = stand_in_for(module, args[0])
+        except RuntimeError:  # inside of torch.func, or a tensor of inference mode
+            return None
+        return None if value is args[0] else (value, *args[1:])
+
+    def see_module(
+        self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Forward hook: decide whether a call counts, and take its sample."""
+        position = self._position(layer)
+        if position is None:
+            return
+        again = self._tracker.is_bw
+        plain_one = type(result) is Tensor and result.is_floating_point()
+        output = result if plain_one else next(float_tensors(result), None)
+        if output is None:
+            return
+        call = self._renamed(layer, output) or self._call(layer, output, position, again=again)
+        if call is None:
+            return
+        about = layer.about
+        call.training = module.training
+        self._look_inside(call, lambda: inside(module, layer.count - 1, args, kwargs, result))
+        tracked = batches_tracked_by(about.module)
+        if tracked is not None and (counter := plain(tracked)) is not None:
+            call.more["tracked"] = counter
+        if isinstance(about.module, RECURRENT) and args and not again:
+            self._watch_time(call, about.module, args[0])
+        if about.weighted or about.convolution:
+            self.round.channels_first = about.convolution
+        if self.first_input is None and not again:
+            self._see_input(args)
+
+    def see_function(
+        self,
+        where: tuple[nn.Module, str],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Tensor,
+    ) -> None:
+        """Take the sample of what a module has called as a function."""
+        module, prefix = where
+        if not self.counts() or not (result.is_floating_point() or result.is_complex()):
+            return
+        layer = self._functions.get((prefix, name))
+        if layer is None:
+            about = About(f"{prefix}.{name}()" if prefix else f"{name}()", None, name)
+            layer = self._functions[prefix, name] = Layer(self.see_module, about)
+        if layer.round is not self.round:
+            layer.enter(self.round)
+        call = self._call(layer, result, self.round.next_position(), again=False)
+        if call is None:
+            return
+        call.training = module.training
+        self._look_inside(call, lambda: attention_absmax(name, args, kwargs))
+        self._last = Last(layer, call, result)
+        if self.first_input is None:
+            self._see_input(args)
+
+    def _position(self, layer: Layer) -> int | None:
+        """Place a call in the order of the forward pass; None where it does not count."""
+        round_, again = self.round, self._tracker.is_bw
+        round_.fired = True
+        if (round_.forward_over and not again) or not self._model.training:
+            return None
+        if layer.round is not round_:
+            layer.enter(round_)
+        if not torch.is_grad_enabled():
+            if not again:
+                layer.wait(round_.next_position())
+            return None
+        if not again:
+            if round_.is_elsewhere():
+                return None
+            layer.direct = True
+            return round_.next_position()
+        if layer.direct or not layer.waiting:
+            return None
+        return layer.waiting.pop()  # the latest: earlier ones may be of an evaluation
+
+    def _renamed(self, layer: Layer, output: Tensor) -> Call | None:
+        """Give a non-linearity the sample that was taken when it called its function, a moment ago."""
+        last, self._last = self._last, None
+        if last is None or last.output is not output or last.layer.about.kind != layer.about.function:
+            return None
+        last.layer.calls.remove(last.call)
+        last.layer.count -= 1
+        if len(layer.calls) == MOST_CALLS_OF_A_MODULE:
+            _let_go(layer)
+            self.round.taken -= 1
+        last.call.about = layer.about
+        layer.calls.append(last.call)
+        layer.count += 1
+        return last.call
+
+    def _call(self, layer: Layer, output: Tensor, position: int, *, again: bool) -> Call | None:
+        """Take the sample of one call; None where there is no room, or it cannot be taken."""
+        if not self._has_room(layer):
+            return None
+        about = layer.about
+        row = self._take(output, about.saturating)
+        if row is None:
+            return None
+        call = Call(self.round, about, row, output, position)
+        layer.calls.append(call)
+        layer.count += 1
+        if output.grad_fn is not None:
+            output.grad_fn.register_prehook(call)
+        elif output.requires_grad:  # a leaf outlives the graph, and so would the hook
+            self._leaves.append(output.register_hook(call))
+        if about.rectifies and not again and output.numel():
+            value = plain(output)
+            assert value is not None
+            unit_dim = about.unit_dim(value.ndim, channels_first=self.round.channels_first)
+            call.alive, call.observations = liveliness(value, unit_dim)
+        return call
+
+    def _has_room(self, layer: Layer) -> bool:
+        """Make room for one more call of a module, or say that there is none."""
+        if len(layer.calls) == MOST_CALLS_OF_A_MODULE:
+            _let_go(layer)
+        elif self.round.taken >= MOST_CALLS:
+            return False
+        else:
+            self.round.taken += 1
+        return True
+
+    def _take(self, tensor: Tensor, saturating: str | None) -> Row | None:
+        value = plain(tensor)
+        if value is None:
+            return None
+        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        key = (value.device, dtype, width_for(value.numel()), saturating)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(*key)
+        row = group.row()
+        try:
+            row.output.take(value)
+        except RuntimeError:  # a tensor inside of vmap cannot be copied out of it
+            group.give_back(row)
+            return None
+        return row
+
+    def _look_inside(self, call: Call, compute: Callable[[], Tensor | None]) -> None:
+        try:
+            found = compute()
+        except UNKNOWN:
+            return
+        if found is not None:
+            call.more["logit" if found.ndim == 0 else "gates"] = found
+
+    def _watch_time(self, call: Call, module: nn.Module, value: Any) -> None:
+        handle = watch_time(module, value, ThroughTime(call))
+        data = data_of(value)
+        if handle is not None and data.is_leaf:
+            self._leaves.append(handle)
+
+    def _see_input(self, args: tuple[Any, ...]) -> None:
+        value = next(float_tensors(args), None)
+        row = None if value is None else self._take(value, None)
+        if value is not None and row is not None:
+            self.first_input = Call(self.round, None, row, value, 0)
+
+
+def _let_go(layer: Layer) -> None:
+    """Give back the row of a module's earliest call."""
+    oldest = layer.calls.pop(0)
+    assert oldest.row is not None
+    oldest.row.group.give_back(oldest.row)
+    oldest.row = None
