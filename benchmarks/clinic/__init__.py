@@ -2,6 +2,8 @@
 
 from ._circle_blob import PROGRAMS as _CIRCLE_BLOB
 from ._digits import PROGRAMS as _DIGITS
+from ._faults_network import PROGRAMS as _NETWORK
+from ._faults_training import PROGRAMS as _TRAINING
 from ._healthy import HEALTHY
 from ._program import Architecture, Healthy, Loop, Program
 from ._sequences import PROGRAMS as _SEQUENCES
@@ -10,7 +12,9 @@ from ._small import PROGRAMS as _SMALL
 PROGRAMS = tuple(sorted((*_CIRCLE_BLOB, *_DIGITS, *_SMALL, *_SEQUENCES), key=lambda program: program.number))
 """The forty of the collections, by number."""
 
-EXTRA: tuple[Program, ...] = ()
+EXTRA = (*_NETWORK, *_TRAINING)
+"""Faults that the forty do not have, from 101."""
+
 LOOPS: tuple[Loop, ...] = ()
 ARCHITECTURES: tuple[Architecture, ...] = ()
 
