@@ -1,0 +1,118 @@
+"""EG303: the units of a layer are all the same, and stay so."""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
+from evengrad.diagnose._movement import resolution_of
+from evengrad.diagnose._profile import finite_readings
+from evengrad.diagnose.rules._dead_units import MOST_DECADES
+from evengrad.nouns import Cure, Evidence, ParameterReading, Reading, Record
+
+# Rows that are the same in exact arithmetic differ by what products and sums round: a few units in the last place of
+# each of the three factors of a gradient. Rows drawn at random have a spread near 1, whatever their scale.
+ROUNDINGS = 64.0
+
+
+@final
+class CollapsedUnits(AbstractRule):
+    """Collapsed units: the units of a layer have the same weights and the same gradient.
+
+    Sees:
+        For each weight matrix of two units or more how much its rows differ, and how much the rows of its gradient do,
+        relative to their norms. The rule speaks where neither differ by more than rounding; and where the rows do not
+        differ and the gradient is exactly zero, if no matrix of the model has rows that differ (all zeros, say), or
+        if no matrix gets a gradient at all.
+
+    Hurts:
+        Units with the same weights compute the same, get the same gradient, and are the same after every step: a
+        layer of any width is worth one unit. From zeros not even that one learns, because what a zero layer passes on
+        in either direction is zero.
+
+    Cure:
+        Weights drawn at random (Reinitialize). Biases may be zero.
+
+    False alarms:
+        Weights that start at zero on purpose get gradients whose rows differ: the last layer of a residual branch, a
+        LoRA matrix, an output head. What stands before them gets none at the first step, but has random weights or
+        will get one once they have moved. Layers of one unit, embeddings and biases are not judged.
+
+    Source:
+        Goodfellow, Bengio and Courville 2016, Deep Learning, section 8.4: the initial parameters need to break the
+        symmetry between units.
+    """
+
+    code: ClassVar[str] = "EG303"
+    symptom: ClassVar[str] = "collapsed units"
+    source: ClassVar[str] = "Goodfellow, Bengio and Courville 2016, Deep Learning, section 8.4"
+    family: ClassVar[str] = "collapsed"
+    tells: ClassVar[Tells] = "harm"
+
+    def sign(self, reading: Reading, record: Record) -> Sign | None:
+        """Judge every matrix of two units or more that a gradient could reach."""
+        judged = [one for one in reading.weights if one.fan_in > 0 and None not in (one.row_spread, one.grad_rms)]
+        if not judged or not _is_finite(reading):
+            return None
+        frozen = record.setup is not None and bool(record.setup.frozen)
+        collapsed = [one for one in judged if _same_rows(one) and _same_gradient(one, record.dtype)]
+        if judged[-1] in collapsed and not _starved(judged[-1]):
+            collapsed.remove(judged[-1])  # outputs that are meant to be the same, such as those of several critics
+        starved = [one for one in judged if _same_rows(one) and _starved(one)]
+        stuck = all(_starved(one) for one in judged) and any(norm > 0.0 for norm in reading.grad_norms)
+        if not (all(_same_rows(one) for one in judged) and not frozen) and not (stuck and len(starved) > 1):
+            starved = []
+        named = {one.name for one in (*collapsed, *starved)}
+        found = [one for one in judged if one.name in named]
+        return _told(found, len(judged)) if found else Sign(decades=0.0)
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose random weights."""
+        return (Cure(treatment="Reinitialize"), Cure(treatment="Reinitialize", settings=(("data_driven", True),)))
+
+
+def _is_finite(reading: Reading) -> bool:
+    """Tell whether the weights can be compared: numbers that are not finite are left out of what was measured."""
+    known = [number for number in (reading.loss, reading.total_norm) if number is not None]
+    return all(isfinite(number) for number in known) and finite_readings(reading.layers)
+
+
+def _same_rows(weight: ParameterReading) -> bool:
+    return weight.row_spread is not None and weight.row_spread <= ROUNDINGS * resolution_of("float32")
+
+
+def _starved(weight: ParameterReading) -> bool:
+    return weight.grad_rms == 0.0
+
+
+def _same_gradient(weight: ParameterReading, dtype: str) -> bool:
+    spread = weight.grad_row_spread
+    return bool(weight.grad_rms) and spread is not None and spread <= ROUNDINGS * resolution_of(dtype)
+
+
+def _told(found: Sequence[ParameterReading], count: int) -> Sign:
+    first = found[0]
+    how = _looks_like(first)
+    gradient = "no gradient" if _starved(first) else "the same gradient in each"
+    return Sign(
+        decades=MOST_DECADES,
+        speaks=True,
+        where=tuple(one.name for one in found),
+        message=(
+            f"the units of `{first.name}` have the same weights ({how}) and get {gradient}, so they stay the same: "
+            f"{len(found)} of {count} weight matrices are worth one unit each"
+        ),
+        evidence=(
+            Evidence(name=f"difference between the units of {first.name}", value=first.row_spread or 0.0),
+            Evidence(name="difference between their gradients", value=first.grad_row_spread or 0.0),
+            Evidence(name=f"rms of {first.name}", value=first.weight_rms),
+        ),
+        cause=f"an initialisation that makes the units of a layer the same: {how}; draw the weights at random",
+    )
+
+
+def _looks_like(weight: ParameterReading) -> str:
+    if weight.weight_rms == 0.0:
+        return "zeros"
+    constant = abs(abs(weight.weight_mean) - weight.weight_rms) <= 1e-6 * weight.weight_rms
+    return f"the constant {weight.weight_mean:.3g}" if constant else "the same row for all"

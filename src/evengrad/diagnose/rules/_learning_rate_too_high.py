@@ -1,0 +1,147 @@
+"""EG601: steps as large as the weights, after which nothing is learnt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, log10
+from statistics import median
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
+from evengrad.diagnose._movement import sampled, typical_ratio
+from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._trend import Trend, losses_of, trend_of
+from evengrad.nouns import Cure, Evidence, Reading, Record
+
+# A step as large as the weights replaces them: what the initialisation had arranged, that the signal keeps its size, is
+# gone. Such steps can be undone only if the loss falls all the same.
+REPLACED = 1.0
+# n steps of ratio r in changing directions move the weights by r * sqrt(n) of their size: at 0.3 a run has forgotten
+# after eleven steps what it had learnt. Useful steps are at 1e-3; the largest of healthy small networks was 0.28.
+FORGETTING = 0.3
+FIRST_STEPS = 10
+FEWEST_SAMPLES = 3
+
+
+@final
+class LearningRateTooHigh(AbstractRunRule):
+    """Learning rate too high: steps are as large as the weights, and the loss does not come down.
+
+    Sees:
+        The norm of each step over the norm of the weights, the median of all weight matrices. The rule speaks when it
+        reaches 1 within the first ten steps, or 0.3 at half of the sampled steps or more, and when the loss has shown
+        the harm: it is not finite at the end, or ends no lower than it was before, or no better than the best
+        constant prediction.
+
+    Hurts:
+        A step as large as the weights replaces what was learnt and what the initialisation had arranged. Rectifiers
+        die, saturating units saturate, the loss jumps and is then stuck, or everything overflows.
+
+    Cure:
+        A learning rate ten times smaller or less (ScaleLearningRate); gradients clipped, where only single ones are
+        huge (ClipGradients).
+
+    False alarms:
+        Weights that start at nearly nothing have large ratios by design and are left out: biases, embeddings, what
+        lets less than a tenth of a signal through. Large steps at which the loss falls are not told. Games between
+        networks, whose loss does not fall, make steps of a hundredth of their weights.
+
+    Source:
+        You et al. 2017, arXiv 1708.03888, on the ratio of update and weights; LeCun et al. 1998, Efficient BackProp,
+        section 4.6, on steps beyond twice the largest stable one.
+    """
+
+    code: ClassVar[str] = "EG601"
+    symptom: ClassVar[str] = "learning rate too high"
+    source: ClassVar[str] = "You et al. 2017, Large Batch Training of Convolutional Networks, arXiv 1708.03888"
+    family: ClassVar[str] = "lr-high"
+    tells: ClassVar[Tells] = "harm"
+
+    def judge(self, record: Record) -> Sign | None:
+        """Find large steps, then what the loss did after them."""
+        steps = [(one, ratio) for one in sampled(record) if (ratio := typical_ratio(one)) is not None]
+        if not steps:
+            return None
+        large = _large(steps)
+        if not large:
+            return Sign(decades=_decades(max(ratio for _, ratio in steps)))
+        harm = _harm(record, large[0][0].step)
+        worst = max(ratio for _, ratio in large)
+        if harm is None or not harm:
+            return None if harm is None else Sign(decades=_decades(worst))
+        first, ratio = large[0]
+        return Sign(
+            decades=_decades(worst),
+            speaks=True,
+            where=("optimizer",),
+            message=(
+                f"the step at {first.step} is {ratio:.2g} times as large as the weights (median of the weight "
+                f"matrices), the largest {worst:.2g} times, and {harm}"
+            ),
+            evidence=(
+                Evidence(name=f"step over weights at step {first.step}", value=ratio),
+                Evidence(name="largest step over weights", value=worst),
+                Evidence(name="learning rate", value=max(first.lrs, default=float("nan"))),
+            ),
+            when=(first.step, large[-1][0].step),
+        )
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose smaller steps, then clipping."""
+        return (
+            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
+            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.01),)),
+            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
+        )
+
+
+def _decades(ratio: float) -> float:
+    return min(WIDEST_DECADES, max(0.0, log10(ratio / FORGETTING))) if ratio > 0.0 else 0.0
+
+
+def _large(steps: Sequence[tuple[Reading, float]]) -> list[tuple[Reading, float]]:
+    """List the steps that forget: from the first ones if they replace the weights, or if half of all later ones do."""
+    large = [(reading, ratio) for reading, ratio in steps if ratio >= FORGETTING]
+    if not large:
+        return []
+    begin = steps[0][0].step
+    if any(ratio >= REPLACED and reading.step - begin < FIRST_STEPS for reading, ratio in large):
+        return large
+    later = [ratio for reading, ratio in steps if reading.step >= large[0][0].step]
+    return large if len(large) >= FEWEST_SAMPLES and 2 * len(large) >= len(later) else []
+
+
+def _harm(record: Record, onset: int) -> str | None:
+    """Say what harm came of it; empty where none did, None where the loss does not tell."""
+    losses = losses_of(record)
+    if losses and not isfinite(losses[-1][1]):
+        return "the loss is not finite any more"
+    norms = [reading.total_norm for reading in record.readings if reading.total_norm is not None]
+    if norms and not isfinite(norms[-1]) and not record.readings[-1].skipped:
+        return "the gradient is not finite any more"
+    trend = trend_of(record)
+    if trend is None:
+        return None
+    before = _level_before([loss for step, loss in losses if step <= onset and isfinite(loss)])
+    return _no_gain(trend, before)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Level:
+    """A level of the loss, and how many losses it stands on."""
+
+    middle: float
+    count: int
+
+
+def _level_before(losses: Sequence[float]) -> _Level | None:
+    last = losses[-20:]
+    return _Level(middle=median(last), count=len(last)) if last else None
+
+
+def _no_gain(trend: Trend, before: _Level | None) -> str:
+    """Compare the end with what was there before the large steps, within what noise can do, and with a constant."""
+    if trend.level is not None and trend.level.no_better:
+        return f"the loss ends at {trend.level.ratio:.3g} times that of the best constant prediction"
+    if before is not None and trend.end >= before.middle - trend.start_noise / before.count**0.5:
+        return f"the loss is {trend.end:.3g} at the end, after {before.middle:.3g} before"
+    return ""

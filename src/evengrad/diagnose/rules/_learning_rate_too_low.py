@@ -1,0 +1,157 @@
+"""EG602: the weights go a short way in a straight line and the loss with them."""
+
+from collections.abc import Sequence
+from math import log10
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
+from evengrad.diagnose._movement import (
+    Way,
+    intended_ratio,
+    is_of_adams_kind,
+    resolution_of,
+    sampled,
+    thinned,
+    typical_ratio,
+    way_of,
+)
+from evengrad.diagnose._trend import Trend, trend_of
+from evengrad.nouns import Cure, Evidence, Reading, Record
+
+# Shorter runs are straight for a lack of time: a useful learning rate takes tens of steps to bend its way.
+FEWEST_STEPS = 50
+# Steps in one direction with a tenth of zigzag: on its way a useful run turns, by the noise of its batches (n steps of
+# pure noise go 1 / sqrt(n) of their length) and because the gradient changes where it has gone. Healthy runs of more
+# than 50 steps were at 0.04 to 0.89, runs whose learning rate was too low at 0.93 to 1.00.
+STRAIGHT = 0.9
+# What the loss has come down by, at most: else the run learns, if slowly.
+MOST_FALLEN = 0.2
+# The loss at the end against the best constant prediction: below half of it the run had learnt before, or learns.
+LEARNT = 0.5
+# Within the last third the loss comes down, from the median of its first half to that of its second, by a sixth of a
+# straight fall over the whole run. Less than half of that is a loss that has flattened.
+LATE_SHARE = 1 / 6
+FLATTENED = 0.5
+
+
+@final
+class LearningRateTooLow(AbstractRunRule):
+    """Learning rate too low: the steps are far below what the weights can feel.
+
+    Sees:
+        How far the weights have gone since the first step, over the length of the way that they took there: 1 for a
+        straight line. The rule speaks when over 50 steps or more the way is straight to a tenth, and the loss has come
+        down by less than a fifth and is still coming down along a straight line, or is no better than a constant
+        prediction. It also speaks when the steps are so small that float32 rounds them away.
+
+    Hurts:
+        If the direction is the same after the whole run, one step of the length of all of them would have done the
+        same. The learning rate wastes the run, by about the number of its steps.
+
+    Cure:
+        A learning rate ten or a hundred times larger (ScaleLearningRate).
+
+    False alarms:
+        Where the learning rate is anywhere near useful, the noise of the batches makes the way zigzag and the gradient
+        changes along it. A run that is converged, or goes on from where nothing is to be gained, has no direction
+        left: its way is a random walk. A warm-up that is still rising, runs of fewer than 50 full steps, and runs
+        that end below half of the loss of a constant prediction are not told.
+
+    Source:
+        Geometry: a straight way at a steady fall is one on which the gradient has not changed. Smith 2017, Cyclical
+        learning rates, arXiv 1506.01186, section 3.3, on finding the useful range.
+    """
+
+    code: ClassVar[str] = "EG602"
+    symptom: ClassVar[str] = "learning rate too low"
+    source: ClassVar[str] = "Smith 2017, Cyclical Learning Rates for Training Neural Networks, arXiv 1506.01186"
+    family: ClassVar[str] = "lr-low"
+    tells: ClassVar[Tells] = "harm"
+
+    def judge(self, record: Record) -> Sign | None:
+        """Look whether steps are rounded away, then how straight the way was and how far the loss came."""
+        readings = sampled(record)
+        if len(readings) < 3 or readings[-1].step - readings[0].step < FEWEST_STEPS - 1:
+            return None
+        trend = trend_of(record)
+        if trend is not None and (trend.warming_up or trend.full_steps < FEWEST_STEPS or not trend.last_finite):
+            return Sign(decades=0.0)
+        if is_lost_in_rounding(record, readings) and _counts(trend, record):
+            return _rounded(readings)
+        way = way_of(readings)
+        if way is None or trend is None:
+            return None
+        if way.straightness < STRAIGHT or way.halfway < STRAIGHT or not _hardly_moves(trend):
+            return Sign(decades=0.0)
+        return _straight(way, trend, readings)
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose larger steps."""
+        return (
+            Cure(treatment="ScaleLearningRate", settings=(("factor", 10.0),)),
+            Cure(treatment="ScaleLearningRate", settings=(("factor", 100.0),)),
+        )
+
+
+def is_lost_in_rounding(record: Record, readings: Sequence[Reading]) -> bool:
+    """Tell whether the steps of most matrices are below what float32 resolves, at nine in ten of the sampled steps."""
+    if record.setup is None:
+        return False
+    known = [ratio for one in readings if (ratio := intended_ratio(one, record.setup)) is not None]
+    small = [ratio for ratio in known if 0.0 < ratio < resolution_of("float32")]
+    return len(known) >= 3 and 10 * len(small) >= 9 * len(known)
+
+
+def _counts(trend: Trend | None, record: Record) -> bool:
+    """Tell whether steps of nothing are the learning rate's fault: of plain descent they may be those of a minimum."""
+    if record.setup is not None and is_of_adams_kind(record.setup.optimizer):
+        return trend is None or not trend.fell
+    return trend is not None and trend.level is not None and trend.level.no_better
+
+
+def _hardly_moves(trend: Trend) -> bool:
+    """Tell whether the loss has come down little, steadily, and from where there is much to gain."""
+    if trend.fallen_frac > MOST_FALLEN or trend.rose or (trend.level is not None and trend.level.ratio < LEARNT):
+        return False
+    if trend.level is not None and trend.level.no_better and not trend.rising:
+        return True
+    fall = trend.start - trend.end
+    return trend.fell and trend.still_falling and trend.late_fall >= FLATTENED * LATE_SHARE * fall
+
+
+def _rounded(readings: Sequence[Reading]) -> Sign:
+    ratio = max((typical_ratio(one) or 0.0 for one in readings), default=0.0)
+    rate = max((max(one.lrs, default=0.0) for one in thinned(readings)), default=0.0)
+    return Sign(
+        decades=1.0,
+        speaks=True,
+        where=("optimizer",),
+        message=(
+            f"with a learning rate of at most {rate:.2g} the steps are below what float32 resolves of the weights: "
+            f"nothing moves"
+        ),
+        evidence=(
+            Evidence(name="largest learning rate", value=rate),
+            Evidence(name="largest step over weights, median of the weight matrices", value=ratio),
+        ),
+        when=(readings[0].step, readings[-1].step),
+    )
+
+
+def _straight(way: Way, trend: Trend, readings: Sequence[Reading]) -> Sign:
+    return Sign(
+        decades=log10(max(way.steps, 1)),
+        speaks=True,
+        where=("optimizer",),
+        message=(
+            f"in {way.steps} steps the weights have gone {way.distance:.2g} of their size, straight to "
+            f"{way.straightness:.0%}, while the loss went from {trend.start:.4g} to {trend.end:.4g}: one step of the "
+            f"length of all would have done as much"
+        ),
+        evidence=(
+            Evidence(name="distance over length of the way", value=way.straightness),
+            Evidence(name="distance over size of the weights", value=way.distance),
+            Evidence(name="learning rate", value=max(readings[-1].lrs, default=float("nan"))),
+        ),
+        when=(readings[0].step, readings[-1].step),
+    )

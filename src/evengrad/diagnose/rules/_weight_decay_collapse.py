@@ -1,0 +1,134 @@
+"""EG606: weight decay shrinks the weights to nothing."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import isfinite, log, log10
+from statistics import fmean, median
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
+from evengrad.diagnose._movement import SMALLEST_GAIN, gain_of, is_of_adams_kind, sampled, thinned
+from evengrad.diagnose._trend import Trend, trend_of
+from evengrad.nouns import Cure, Evidence, Reading, Record
+
+# A tenth of what they were: through two such layers a hundredth of the signal is left.
+SHRUNK_DECADES = 1.0
+# What the decay predicts may be off by this factor: schedules, groups without decay, what the gradient adds.
+AGREES = 3.0
+FEWEST_SAMPLES = 8
+
+
+@final
+class WeightDecayCollapse(AbstractRunRule):
+    """Weight decay collapse: the weights shrink towards zero at the rate of the decay, and the loss does not improve.
+
+    Sees:
+        The size of the weight matrices over the sampled steps. The rule speaks when it has fallen tenfold (the
+        median of the matrices), was falling all the time, as fast as learning rate times weight decay predict, and
+        the loss has not come down or ends no better than a constant prediction.
+
+    Hurts:
+        The decay pulls stronger than the loss. Every layer passes on less, the gradient, a product over the layers,
+        shrinks faster than any of them, and in the end the output is a constant.
+
+    Cure:
+        A weight decay ten or a hundred times smaller; decoupled decay (AdamW), where it was added to the gradient.
+
+    False alarms:
+        Weights before a normalisation may shrink without harm, and weights that were drawn too large should: the loss
+        then falls, and nothing is told.
+
+    Source:
+        Krogh and Hertz 1992, A simple weight decay can improve generalization; Loshchilov and Hutter 2019,
+        arXiv 1711.05101.
+    """
+
+    code: ClassVar[str] = "EG606"
+    symptom: ClassVar[str] = "weight decay collapse"
+    source: ClassVar[str] = "Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, arXiv 1711.05101"
+    family: ClassVar[str] = "weight-decay"
+    tells: ClassVar[Tells] = "harm"
+
+    def judge(self, record: Record) -> Sign | None:
+        """Compare how the weights shrink with what the decay predicts, then look at the loss."""
+        readings = sampled(record)
+        if record.setup is None or len(readings) < FEWEST_SAMPLES:
+            return None
+        decay = record.setup.weight_decay
+        sizes = _sizes(readings)
+        if not sizes or decay <= 0.0:
+            return None
+        shrunk = -sizes[-1]
+        predicted = _predicted(record, decay)
+        if shrunk < SHRUNK_DECADES or not _falls_all_the_time(sizes):
+            return Sign(decades=max(shrunk, 0.0))
+        adaptive = is_of_adams_kind(record.setup.optimizer) and not record.setup.optimizer.endswith("W")
+        if not adaptive and not predicted / AGREES <= shrunk <= predicted * AGREES:
+            return Sign(decades=shrunk)
+        trend = trend_of(record)
+        if trend is None:
+            return None
+        return _told(readings, shrunk, predicted, decay) if _no_gain(trend) else Sign(decades=shrunk)
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose nothing: the cure is a smaller weight decay."""
+        return ()
+
+
+def _sizes(readings: Sequence[Reading]) -> list[float]:
+    """Follow the size of the matrices: the median, in decades, of what it is of that at the first sampled step."""
+    first = {
+        one.name: one.weight_rms for one in readings[0].weights if one.fan_in > 0 and gain_of(one) >= SMALLEST_GAIN
+    }
+    found = []
+    for reading in readings:
+        ratios = [one.weight_rms / first[one.name] for one in reading.weights if one.name in first]
+        finite = [max(ratio, 1e-30) for ratio in ratios if isfinite(ratio)]
+        if finite:
+            found.append(log10(median(finite)))
+    return found
+
+
+def _falls_all_the_time(sizes: Sequence[float]) -> bool:
+    """Compare quarters of the samples: the size at the end of each is below that at its beginning."""
+    places = [number * (len(sizes) - 1) // 4 for number in range(5)]
+    return all(sizes[after] < sizes[before] for before, after in pairwise(places))
+
+
+def _predicted(record: Record, decay: float) -> float:
+    """Decades that the weights lose if nothing but the decay acts: each step takes the rate times the decay of them."""
+    rates = [max(one.lrs) for one in thinned(record.readings) if one.lrs and isfinite(max(one.lrs))]
+    if not rates:
+        return 0.0
+    steps = record.readings[-1].step - record.readings[0].step
+    return steps * fmean(rates) * decay / log(10.0)
+
+
+def _no_gain(trend: Trend) -> bool:
+    return not trend.fell or (trend.level is not None and trend.level.no_better)
+
+
+def _told(readings: Sequence[Reading], shrunk: float, predicted: float, decay: float) -> Sign:
+    first, last = readings[0], readings[-1]
+    before = {one.name: one.weight_rms for one in first.weights}
+    names = [
+        one.name
+        for one in last.weights
+        if one.fan_in > 0 and one.weight_rms <= 10**-SHRUNK_DECADES * before.get(one.name, 0.0)
+    ]
+    return Sign(
+        decades=shrunk,
+        speaks=True,
+        where=tuple(names),
+        message=(
+            f"the weights have shrunk by {shrunk:.1f} decades in {last.step - first.step} steps, where a weight decay "
+            f"of {decay:.2g} alone would take {predicted:.1f}, and the loss has not gained by it"
+        ),
+        evidence=(
+            Evidence(name="weights at the end over weights at the start, median", value=10**-shrunk),
+            Evidence(name="weight decay", value=decay),
+            Evidence(name="what the decay alone would take", value=predicted, unit="decades"),
+        ),
+        when=(first.step, last.step),
+        cause=f"a weight decay of {decay:.2g} at a learning rate of {max(first.lrs, default=float('nan')):.2g}",
+    )
