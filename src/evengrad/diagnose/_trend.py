@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, sqrt
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
-from evengrad.nouns import Ends, Reading, Record
+from evengrad.diagnose._constant import Level, against_constant
+from evengrad.nouns import Record
 
 FEWEST_LOSSES = 10
 # Windows never hold more than this: what a longer one would add to the precision of a median is below 3 %.
@@ -21,9 +22,6 @@ FROM_MAD = 1.4826
 # a hundred where neighbouring losses are so alike that only a third of them count.
 SIGNIFICANT_SIGMAS = 4.0
 ROUNDING = 2.0**-23
-# With fewer samples the best constant of a batch is fitted to these very samples and says little of the data.
-FEWEST_SAMPLES = 8
-FEWEST_RATIOS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +51,8 @@ class Trend:
         full_steps: How many steps at the largest learning rate all steps together amount to; the number of steps where
             no rate is known.
         warming_up: Whether the learning rate is still rising at the end.
-        relative_to_constant: The loss over that of the best constant prediction, pooled over the sampled batches of the
-            second half of the run and freed of what the constant owes to being fitted to the batch; None where it is
-            not known or the batches are too small for it.
-        relative_error: Standard error of that.
+        level: The loss relative to that of the best constant prediction, in the second half of the run; None where
+            nothing is known of it. See `against_constant`.
     """
 
     count: int
@@ -77,8 +73,7 @@ class Trend:
     last_finite: bool
     full_steps: float
     warming_up: bool
-    relative_to_constant: float | None
-    relative_error: float
+    level: Level | None
 
     @property
     def steps(self) -> int:
@@ -111,6 +106,11 @@ class Trend:
         return self.late_sigmas <= -SIGNIFICANT_SIGMAS
 
     @property
+    def relative_to_constant(self) -> float | None:
+        """The loss over that of the best constant prediction; None where nothing is known of it."""
+        return None if self.level is None else self.level.ratio
+
+    @property
     def fallen_frac(self) -> float:
         """Share of the larger magnitude of start and end by which the loss fell; negative where it rose.
 
@@ -138,7 +138,6 @@ def trend_of(record: Record) -> Trend | None:
     third = losses[-max(len(losses) // 3, 8) :]
     late_fall, late_sigmas = _compared(third[: len(third) // 2], third[len(third) // 2 :])
     falls = (_compared(head, tail)[1], _compared(first, last)[1])
-    relative, error = _against_constant(record.readings)
     bad = next((step for step, loss in told if not isfinite(loss)), None)
     full_steps, warming_up = _rates(record)
     return Trend(
@@ -160,8 +159,7 @@ def trend_of(record: Record) -> Trend | None:
         last_finite=isfinite(told[-1][1]),
         full_steps=full_steps,
         warming_up=warming_up,
-        relative_to_constant=relative,
-        relative_error=error,
+        level=against_constant(record),
     )
 
 
@@ -236,46 +234,3 @@ def _rates(record: Record) -> tuple[float, bool]:
         return float(steps), False
     before = rates[-1 - len(rates) // 10]
     return steps * fmean(rates) / peak, rates[-1] >= peak and before < (1.0 - 1e-6) * peak
-
-
-def _against_constant(readings: Sequence[Reading]) -> tuple[float | None, float]:
-    """Pool loss and constant loss over the sampled readings of the second half; the ratio and its standard error."""
-    middle = (readings[0].step + readings[-1].step) / 2
-    pairs = []
-    for reading in readings:
-        if reading.ends is not None and reading.step >= middle and reading.loss is not None and isfinite(reading.loss):
-            constant = constant_of(reading.ends)
-            if constant is not None:
-                pairs.append((reading.loss, constant))
-    if len(pairs) < FEWEST_RATIOS:
-        return None, 0.0
-    level = fmean(constant for _, constant in pairs)
-    if level <= 0.0:
-        return None, 0.0
-    ratio = fmean(loss for loss, _ in pairs) / level
-    left = [loss - ratio * constant for loss, constant in pairs]
-    return ratio, stdev(left) / (level * sqrt(len(left)))
-
-
-def constant_of(ends: Ends) -> float | None:
-    """Free the loss of the best constant of what it owes to being fitted to the batch; None where that is too much.
-
-    A constant with k free numbers that is fitted to n samples has a loss that is too low by k / (2 n) for a
-    cross entropy (Wilks) and by a factor 1 - 1 / n for a squared error (Bessel). Where more than a tenth of the whole
-    would be such a correction, nothing is said.
-    """
-    constant, target = ends.constant_loss, ends.target
-    if constant is None or target is None or not target.shape or not isfinite(constant) or constant <= 0.0:
-        return None
-    samples = target.shape[0]
-    if samples < FEWEST_SAMPLES:
-        return None
-    if target.dtype.startswith(("int", "uint", "bool")):
-        classes = ends.softmax_size or (ends.output.features if ends.output is not None else 0)
-        count = samples
-        for size in target.shape[1:]:
-            count *= size
-        owed = max(classes - 1, 1) / (2 * count)
-    else:
-        owed = constant / (samples - 1)
-    return constant + owed if owed <= 0.1 * (constant + owed) else None

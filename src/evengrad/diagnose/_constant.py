@@ -1,0 +1,134 @@
+"""The loss of a run against that of the best constant prediction: whether anything has been learnt from the inputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, log, prod, sqrt
+from statistics import fmean, stdev
+
+from evengrad.diagnose._ends import form_of, is_whole, sampled, samples_of
+from evengrad.nouns import Ends, Reading, Record
+
+# With fewer samples the best constant of a batch is fitted to these very samples and says little of the data.
+FEWEST_SAMPLES = 8
+FEWEST_BATCHES = 3
+FEWEST_LOSSES = 20
+# Batches of which the best constant loses the same: they are one batch, or hold the same share of each class.
+SAME = 1e-5
+# Of the constant's loss, what may be owed to fitting: where it is more, the correction is a guess.
+MOST_OWED_FRAC = 0.1
+# A run that is less than this better than a constant has learnt nothing worth its steps; a hard task that has a signal
+# of a few per cent shows it by being significantly better.
+NO_BETTER_FRAC = 0.05
+SIGMAS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Level:
+    """The loss relative to that of the best constant prediction.
+
+    Args:
+        ratio: Mean over mean; 1 for a model that has learnt nothing of its inputs.
+        error: Standard error of the ratio.
+        swing: Standard deviation of single losses, relative to their mean, beyond what the constant does on the same
+            batches.
+    """
+
+    ratio: float
+    error: float
+    swing: float
+
+    @property
+    def no_better(self) -> bool:
+        """Whether the loss is surely less than 5 % better than the constant, and not significantly better at all."""
+        better = 1.0 - self.ratio
+        return better <= SIGMAS * self.error and better + SIGMAS * self.error <= NO_BETTER_FRAC
+
+
+def against_constant(record: Record) -> Level | None:
+    """Divide the loss by that of the best constant prediction, over the second half of a run.
+
+    Pooled over the sampled batches, each loss against the constant of its own batch, freed of what the constant owes to
+    having been fitted to it. Where the batches are too small for that, the mean of all losses of a cross entropy is
+    held against the uniform prediction, which is never better than the best constant: a ratio of 1 or more means the
+    same, one below does not mean much. None where the form of the loss is not known or it is one part of a sum.
+
+    Cost: O(n) in the readings.
+    """
+    middle = (record.readings[0].step + record.readings[-1].step) / 2
+    late = [reading for reading in sampled(record, middle) if _is_alone(reading)]
+    if len(late) < FEWEST_BATCHES:
+        return None
+    pairs = _pairs(late)
+    if len(pairs) >= FEWEST_BATCHES:
+        return _level(pairs)
+    losses = [one.loss for one in record.readings if one.loss is not None and one.step >= middle and isfinite(one.loss)]
+    uniform = _uniform(late)
+    if uniform is None or len(losses) < FEWEST_LOSSES:
+        return None
+    return _level([(loss, uniform) for loss in losses])
+
+
+def _is_alone(reading: Reading) -> bool:
+    if reading.ends is None or reading.loss is None or not isfinite(reading.loss):
+        return False
+    form = form_of(reading.ends)
+    return form is not None and form.alone
+
+
+def _pairs(late: Sequence[Reading]) -> list[tuple[float, float]]:
+    """Pair each loss with what the best constant would have, where that can be told."""
+    known = [
+        (reading.loss, reading.ends, reading.ends.constant_loss)
+        for reading in late
+        if reading.ends is not None and reading.loss is not None and reading.ends.constant_loss is not None
+    ]
+    known = [one for one in known if isfinite(one[2]) and one[2] > 0.0]
+    if not known or len(known) < len(late):
+        return []
+    smallest, largest = min(one[2] for one in known), max(one[2] for one in known)
+    if largest - smallest <= SAME * largest:
+        return [(loss, constant) for loss, _, constant in known]
+    freed = [(loss, freed_of_fit(ends)) for loss, ends, _ in known]
+    return [(loss, constant) for loss, constant in freed if constant is not None]
+
+
+def _level(pairs: Sequence[tuple[float, float]]) -> Level:
+    constant, mean = fmean(constant for _, constant in pairs), fmean(loss for loss, _ in pairs)
+    ratio = mean / constant
+    left = stdev(loss - ratio * constant for loss, constant in pairs)
+    return Level(ratio=ratio, error=left / (constant * sqrt(len(pairs))), swing=left / mean if mean > 0.0 else 0.0)
+
+
+def freed_of_fit(ends: Ends) -> float | None:
+    """Free the loss of the best constant of what it owes to being fitted to the batch; None where that is too much.
+
+    A constant with k free numbers that is fitted to n samples has a loss that is too low by k / (2 n) for a cross
+    entropy (Wilks) and by a factor 1 - 1 / n for a squared error (Bessel).
+    """
+    constant, target = ends.constant_loss, ends.target
+    if constant is None or target is None or not isfinite(constant) or constant <= 0.0:
+        return None
+    samples = samples_of(target)
+    if samples < FEWEST_SAMPLES:
+        return None
+    if is_whole(target):
+        classes = ends.softmax_size or (ends.output.features if ends.output is not None else 2)
+        owed = max(classes - 1, 1) / (2 * prod(target.shape))
+    else:
+        owed = constant / (samples - 1)
+    return constant + owed if owed <= MOST_OWED_FRAC * (constant + owed) else None
+
+
+def _uniform(late: Sequence[Reading]) -> float | None:
+    """Loss of the uniform prediction of a cross entropy, if the loss is a mean: no constant may have lost more."""
+    forms = {form.name for reading in late if reading.ends is not None and (form := form_of(reading.ends)) is not None}
+    sizes = {reading.ends.softmax_size for reading in late if reading.ends is not None}
+    constants = [reading.ends.constant_loss for reading in late if reading.ends is not None]
+    size = sizes.pop() if len(sizes) == 1 else None
+    if forms != {"cross entropy"} or size is None or size < 2:
+        return None
+    uniform = log(size)
+    known = [constant for constant in constants if constant is not None]
+    if len(known) < len(late) or any(constant > (1.0 + SAME) * uniform for constant in known):
+        return None
+    return uniform

@@ -1,0 +1,86 @@
+"""EG804: the loss stays where a constant prediction has it."""
+
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
+from evengrad.diagnose._level import came_down, falls, has_ended, is_young, stuck_at_constant
+from evengrad.diagnose._trend import Trend, trend_of
+from evengrad.nouns import Cure, Evidence, Record
+
+
+@final
+class NotLearning(AbstractRunRule):
+    """Not learning: the loss is no better than that of the best constant prediction.
+
+    Sees:
+        The loss of the second half of a run against the loss of the best constant prediction on the same batches, which
+        knows nothing of the inputs. The rule speaks after 100 steps (counted at the largest learning rate) when the
+        loss is surely less than 5 % better, not significantly better at all, and has stopped falling. A run that has
+        ended is judged from 30 steps on, and also if its loss was still falling. A loss that has come down to where a
+        constant has it is told as a plateau, EG801.
+
+    Hurts:
+        Whatever the run costs, nothing is learnt from the inputs.
+
+    Cure:
+        What the finding at the root of the story says. If this one is the root, nothing in the gradients explains it:
+        look at the data and the labels (do they belong together, is anything shuffled apart), at the learning rate and
+        the number of steps, and at whether the model can represent the answer. Overfit a single batch first.
+
+    False alarms:
+        Losses that have no level to compare with, as those of games (GAN, reinforcement), are not judged: only a loss
+        whose form is known and that stands alone. A learning rate that still warms up and a run that has been better in
+        between keep the rule silent. Where the inputs say nothing of the target the statement is right, though nobody
+        is to blame.
+
+    Source:
+        Karpathy 2019, A recipe for training neural networks (verify the loss at init, the input-independent baseline).
+    """
+
+    code: ClassVar[str] = "EG804"
+    symptom: ClassVar[str] = "not learning"
+    source: ClassVar[str] = "Karpathy 2019, A Recipe for Training Neural Networks"
+    family: ClassVar[str] = "not-learning"
+    tells: ClassVar[Tells] = "harm"
+
+    def judge(self, record: Record) -> Sign | None:
+        """Hold the loss against the constant."""
+        trend = trend_of(record)
+        if trend is None or trend.level is None:
+            return None
+        ended = has_ended(trend, record)
+        if is_young(trend) and not ended:
+            return None
+        if stuck_at_constant(trend):
+            return Sign(decades=0.0) if came_down(trend) and not is_young(trend) else _told(trend, falling=False)
+        unfinished = ended and trend.level.no_better and falls(trend)
+        return _told(trend, falling=True) if unfinished else Sign(decades=0.0)
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose nothing: this is what other faults lead to."""
+        return ()
+
+
+def _told(trend: Trend, *, falling: bool) -> Sign:
+    ratio, error = (trend.level.ratio, trend.level.error) if trend.level is not None else (0.0, 0.0)
+    how = (
+        "it was still falling when the run ended: too few steps, or steps that are too short"
+        if falling
+        else "it does not fall"
+    )
+    return Sign(
+        decades=0.0,
+        speaks=True,
+        where=("loss",),
+        when=((trend.first_step + trend.last_step) // 2, trend.last_step),
+        message=(
+            f"after {trend.steps} steps the loss of {trend.end:.4g} is {ratio:.2f} times that of the best constant "
+            f"prediction, which knows nothing of the input; {how}"
+        ),
+        evidence=(
+            Evidence(name="loss over that of the best constant prediction", value=ratio),
+            Evidence(name="standard error of that", value=error),
+            Evidence(name="loss at the start", value=trend.start),
+            Evidence(name="loss at the end", value=trend.end),
+        ),
+    )
