@@ -1,0 +1,81 @@
+"""EG110: weights that are frozen before anything has trained them."""
+
+from typing import ClassVar, final
+
+from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
+from evengrad.diagnose._initial import layers_as_torch_draws_them
+from evengrad.diagnose._profile import WIDEST_DECADES, without_call
+from evengrad.nouns import Cure, Evidence, Reading, Record
+
+# One layer may agree with its initial norm by chance: with 64 units the band is a tenth of the norm to each side. Two
+# layers in it by chance are one case in twenty or fewer; with 256 units the band is half as wide.
+FEWEST_LAYERS = 2
+ENOUGH_UNITS = 256
+
+
+@final
+class FrozenByMistake(AbstractRunRule):
+    """Frozen by mistake: weights are frozen that are still as they were drawn.
+
+    Sees:
+        Linear and convolutional layers whose weights require no gradient and have the norm that torch's own
+        initialisation draws: a third of the number of units, squared. The rule speaks when two such layers are
+        frozen, or one of 256 units or more, and something else is trained.
+
+    Hurts:
+        Random weights stay random: the trained layers get random features, or have their output scrambled by them.
+
+    Cure:
+        A change of the code: `requires_grad_(True)` for what is to be trained; load the pretrained weights before
+        freezing, and check with `strict=True` that they were found.
+
+    False alarms:
+        Pretrained weights have other norms than drawn ones, so frozen bodies of fine-tuned networks are not told.
+        Random features, reservoirs and random targets are frozen on purpose; so it is told only in a run that another
+        rule has found sick. Other initialisations than torch's cannot be told from trained weights and are left out.
+
+    Source:
+        Humbatova et al. 2020, Taxonomy of real faults in deep learning systems; the norm follows from He et al. 2015,
+        arXiv 1502.01852, with torch's default gain.
+    """
+
+    code: ClassVar[str] = "EG110"
+    symptom: ClassVar[str] = "frozen by mistake"
+    source: ClassVar[str] = "Humbatova et al. 2020, Taxonomy of Real Faults in Deep Learning Systems"
+    family: ClassVar[str] = "signal-cut"
+    tells: ClassVar[Tells] = "cause"
+
+    def judge(self, record: Record) -> Sign | None:
+        """Compare the frozen layers with what torch draws, at the first reading that has their norms."""
+        setup = record.setup
+        reading = next((one for one in record.readings if any(layer.weight_norm for layer in one.layers)), None)
+        if setup is None or reading is None:
+            return None
+        untrained = layers_as_torch_draws_them(reading)
+        frozen = {name.rpartition(".")[0] for name in setup.frozen if name.endswith(".weight")} & untrained
+        found = [name for name in _in_order(reading) if name in frozen]
+        wide = any(layer.units >= ENOUGH_UNITS for layer in reading.layers if without_call(layer.name) in frozen)
+        trained = set(record.parameters) - set(setup.frozen)
+        if not trained or not (len(found) >= FEWEST_LAYERS or wide):
+            return Sign(decades=0.0)
+        return Sign(
+            decades=WIDEST_DECADES,
+            speaks=True,
+            where=tuple(found),
+            severity="warning",
+            when=(record.readings[0].step, record.readings[-1].step),
+            message=(
+                f"{len(found)} layers are frozen with weights that nothing has trained: their norms are those that "
+                "torch draws at random"
+            ),
+            evidence=(Evidence(name="frozen layers with random weights", value=float(len(found))),),
+            cause="the layers were frozen without pretrained weights: load those first, or let the layers train",
+        )
+
+    def cures(self) -> tuple[Cure, ...]:
+        """Propose nothing that a treatment can do: the code has to change."""
+        return ()
+
+
+def _in_order(reading: Reading) -> list[str]:
+    return list(dict.fromkeys(without_call(layer.name) for layer in reading.layers))
