@@ -5,6 +5,8 @@ from ._digits import PROGRAMS as _DIGITS
 from ._faults_network import PROGRAMS as _NETWORK
 from ._faults_training import PROGRAMS as _TRAINING
 from ._healthy import HEALTHY
+from ._loops_faulty import FAULTY as _FAULTY_LOOPS
+from ._loops_healthy import HEALTHY_LOOPS as _HEALTHY_LOOPS
 from ._program import Architecture, Healthy, Loop, Program
 from ._sequences import PROGRAMS as _SEQUENCES
 from ._small import PROGRAMS as _SMALL
@@ -15,7 +17,9 @@ PROGRAMS = tuple(sorted((*_CIRCLE_BLOB, *_DIGITS, *_SMALL, *_SEQUENCES), key=lam
 EXTRA = (*_NETWORK, *_TRAINING)
 """Faults that the forty do not have, from 101."""
 
-LOOPS: tuple[Loop, ...] = ()
+LOOPS = (*_FAULTY_LOOPS, *_HEALTHY_LOOPS)
+"""Loops with a mistake, from 201, and loops that are fine, from 251."""
+
 ARCHITECTURES: tuple[Architecture, ...] = ()
 
 __all__ = ["ARCHITECTURES", "EXTRA", "HEALTHY", "LOOPS", "PROGRAMS", "Architecture", "Healthy", "Loop", "Program"]

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evengrad import Task
 from evengrad.nouns import output_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/
 
-from clinic import EXTRA, HEALTHY, PROGRAMS, Healthy, Program
+from clinic import EXTRA, HEALTHY, LOOPS, PROGRAMS, Healthy, Loop, Program
 
 
 def trained(task: Task, seed: int) -> float:
@@ -83,6 +83,29 @@ def verify(entry: Program | Healthy, seeds: list[int]) -> bool:
     return enough
 
 
+class Losses:
+    """Keeps the losses of a loop that it is given as its guard."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def loss(self, loss: Tensor) -> Tensor:
+        self.seen.append(float(loss.detach()))
+        return loss
+
+
+def show(loop: Loop, seeds: list[int]) -> None:
+    """Print a line with the mean loss of the last 20 steps; there is no fix to compare with."""
+    started = time.perf_counter()
+    last: list[float] = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        watched = loop.run(lambda model, optimizer: Losses())
+        last += [sum(one.seen[-20:]) / 20 for one in (watched if isinstance(watched, list) else [watched])]
+    seconds = (time.perf_counter() - started) / len(seeds)
+    print(f"{loop.number:4} {loop.name:66.66} {shown(last)}  loss at the end {seconds:5.1f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train every program with and without its fault.")
     parser.add_argument("numbers", nargs="*", type=int, help="programs; all and the healthy ones when none is named")
@@ -91,6 +114,9 @@ def main() -> None:
     torch.set_num_threads(1)
     chosen = [program for program in (*PROGRAMS, *EXTRA) if not given.numbers or program.number in given.numbers]
     results = [verify(entry, given.seeds) for entry in (*chosen, *(() if given.numbers else HEALTHY))]
+    for loop in LOOPS:
+        if not given.numbers or loop.number in given.numbers:
+            show(loop, given.seeds)
     print(f"{sum(results)} of {len(results)} reach what they should")
 
 
