@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from evengrad.nouns import (
     Cure,
+    Ends,
     Evidence,
     Finding,
     HeatMap,
+    ParameterReading,
     Reading,
     Record,
     RunLogError,
+    Setup,
     Story,
     Trial,
     Verdict,
@@ -28,7 +31,7 @@ from evengrad.nouns import (
     to_plain,
 )
 
-KINDS = (Finding, Story, Trial, Verdict, Record, Reading, HeatMap, Cure)
+KINDS = (Finding, Story, Trial, Verdict, Record, Reading, HeatMap, Cure, Setup, Ends, ParameterReading)
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import types
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from evengrad.nouns._errors import RunLogError
@@ -58,12 +59,16 @@ def from_json(kind: type[Noun], text: str, *, where: str) -> Noun:
     return noun
 
 
+@cache  # a pure function of the class, and most of the time that reading takes
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _build(kind: Any, plain: Any) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(plain, dict):
             raise TypeError(f"{kind.__name__} from {type(plain).__name__}")
-        hints = get_type_hints(kind)
-        return kind(**{name: _build(hint, plain[name]) for name, hint in hints.items() if name in plain})
+        return kind(**{name: _build(hint, plain[name]) for name, hint in _hints(kind).items() if name in plain})
     origin = get_origin(kind)
     if origin is tuple:
         return _build_tuple(get_args(kind), plain)
