@@ -72,9 +72,7 @@ def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def _number(value: Any) -> float | None:
-    """Read a setting; of several, as Adafactor's two epsilons, the largest."""
-    if isinstance(value, tuple | list):
-        return max((one for item in value if (one := _number(item)) is not None), default=None)
+    """Read a setting; None for a pair, as Adafactor's epsilons, of which neither is what others call by that name."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number or (isinstance(value, Tensor) and value.ndim == 0) else None
 
