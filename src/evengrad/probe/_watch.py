@@ -175,7 +175,9 @@ class Watch:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Tell whether a module is read as a layer: it owns parameters, or has no children."""
+    """Tell whether a module is read as a layer: it owns parameters, or has no children; a scripted one has no hooks."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
     return bool(own_parameters(module)) or next(module.children(), None) is None
 
 
