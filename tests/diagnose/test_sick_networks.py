@@ -92,7 +92,7 @@ CE, MSE, BCE = functional.cross_entropy, functional.mse_loss, functional.binary_
 PROGRAMS = {
     1: (lambda: drawn(stack(2, 12, 5, nn.Sigmoid, 2), he_uniform), CE, circle, {"EG101"}, "0"),
     2: (lambda: drawn(stack(2, 8, 5, nn.Sigmoid, 2), he_uniform), CE, circle, {"EG101"}, "0"),
-    3: (lambda: drawn(stack(2, 8, 5, Exp, 2), he_uniform), CE, circle, {"EG201"}, ""),
+    3: (lambda: drawn(stack(2, 8, 5, Exp, 2), he_uniform), CE, circle, {"EG105", "EG201"}, "5"),
     4: (lambda: drawn(stack(2, 8, 5, nn.ReLU, 2), small_uniform), CE, circle, {"EG101"}, "0"),
     10: (lambda: lenet(he_normal), CE, digits, {"EG101"}, "1"),
     11: (lambda: drawn(stack(64, 17, 64, nn.ReLU, 10), small_uniform), CE, digits, {"EG101"}, "0"),

@@ -54,7 +54,7 @@ class ExplodingWithDepth(AbstractRule):
         path, reached = weighted_layers(reading), stops(reading)
         if len(path) < FEWEST_LAYERS or not finite_readings(reading.layers):
             return None
-        forward = _forward(path)
+        forward = forward_growth(path)
         if len(reached) < FEWEST_LAYERS:
             # Half a judgement: it can accuse, but not acquit.
             return _told("activations", path, forward) if forward[0] >= THRESHOLD_DECADES else None
@@ -104,7 +104,7 @@ def _told(what: str, path: tuple[Stop, ...], growth: tuple[float, Stop, Stop]) -
     )
 
 
-def _forward(path: tuple[Stop, ...]) -> tuple[float, Stop, Stop]:
+def forward_growth(path: tuple[Stop, ...]) -> tuple[float, Stop, Stop]:
     """Measure the growth of the activations from the largest of the first quarter on.
 
     Not from the smallest: a signal that shrank and is made up again by biases has vanished, not exploded.

@@ -1,10 +1,19 @@
 """EG101: the gradient shrinks on its way to the first layers."""
 
+from itertools import takewhile
 from math import ceil
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
-from evengrad.diagnose._profile import by_module, decades_between, finite_readings, stops
+from evengrad.diagnose._profile import (
+    WIDEST_DECADES,
+    Stop,
+    by_module,
+    decades_between,
+    finite_readings,
+    stops,
+    weighted_layers,
+)
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # Measured by benchmarks/thresholds.py: deep sigmoid, tanh and ReLU networks on digits with a drop of 3 decades or more
@@ -21,7 +30,8 @@ class VanishingWithDepth(AbstractRule):
         The norm of the loss gradient at the output of each weighted layer, from the last layer back to the first.
         The rule speaks when even the best-reached layer of the first quarter gets 1000 times less (3 decades) than
         the layers next to the loss. Since the best-reached layer counts, a shortcut that carries the gradient to the
-        front keeps the rule silent.
+        front keeps the rule silent. Where activations have shrunk by as much and are exactly zero behind, so that
+        rectifiers give no gradient at all, the rule speaks too.
 
     Hurts:
         All layers share one learning rate. A layer whose gradient is 1000 times smaller makes in a thousand steps
@@ -53,8 +63,10 @@ class VanishingWithDepth(AbstractRule):
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Compare the best-reached layer of the first quarter with the layers next to the loss."""
         path = by_module(stops(reading))
-        if len(path) < FEWEST_LAYERS or not finite_readings(reading.layers):
+        if not finite_readings(reading.layers):
             return None
+        if len(path) < FEWEST_LAYERS:
+            return _faded(weighted_layers(reading))
         at_loss = max(stop.grad_norm for stop in path[-3:])
         if at_loss == 0.0:
             return None
@@ -95,3 +107,34 @@ class VanishingWithDepth(AbstractRule):
             Cure(treatment="AddNormalization"),
             Cure(treatment="AddResidual"),
         )
+
+
+def _faded(path: tuple[Stop, ...]) -> Sign | None:
+    """Judge a forward that has underflowed: where activations are exactly zero, rectifiers give no gradient at all.
+
+    That leaves too few layers for a profile of the gradient. Half a judgement: it can accuse, but not acquit. It
+    accuses only where the activations had shrunk by the threshold before they were zero for good, so that no branch
+    that starts at zero counts.
+    """
+    alive = list(takewhile(lambda stop: stop.activation_rms > 0.0, path))
+    silent = list(takewhile(lambda stop: stop.activation_rms == 0.0, path[len(alive) :]))
+    if len(path) < FEWEST_LAYERS or not alive or len(silent) < 2:
+        return None
+    first, last = alive[0], alive[-1]
+    drop = decades_between(last.activation_rms, first.activation_rms)
+    if drop < THRESHOLD_DECADES:
+        return None
+    return Sign(
+        decades=WIDEST_DECADES,
+        speaks=True,
+        where=tuple(stop.name for stop in path[: len(alive) + 1]),
+        message=(
+            f"the activations shrink by {drop:.1f} decades from `{first.name}` ({first.activation_rms:.1e}) to "
+            f"`{last.name}` ({last.activation_rms:.1e}) and are exactly zero behind it, so that no gradient comes back"
+        ),
+        evidence=(
+            Evidence(name=f"activation rms of {first.name}", value=first.activation_rms),
+            Evidence(name=f"activation rms of {last.name}", value=last.activation_rms),
+            Evidence(name="weighted layers whose output is exactly zero", value=float(len(silent))),
+        ),
+    )
