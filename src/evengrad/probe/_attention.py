@@ -8,12 +8,14 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.utils.parametrize import is_parametrized
 
 from evengrad.probe._statistics import apart, precise, wide
 
 MOST_QUERIES = 16
 MOST_PAIRS = 4  # of a sample and a head
+MOST_HEADS = 2  # of a module whose queries and keys have to be computed anew
 
 # A score below this is a mask that was added or filled in: the mildest in use is -10,000.
 MASKED = -5_000.0
@@ -97,7 +99,7 @@ def module_absmax(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: 
     with apart(query.device):
         step = _step(query.shape[0], MOST_QUERIES)
         q, k = _projected(module, query[::step], key)
-        scores = wide(q) @ wide(k).transpose(1, 2) * module.head_dim**-0.5
+        scores = q @ k.transpose(1, 2) * module.head_dim**-0.5
         return _absmax(scores, _module_mask(module, given, step))
 
 
@@ -110,12 +112,12 @@ def _projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -> tup
         weights = module.q_proj_weight, module.k_proj_weight
     bias = module.in_proj_bias
     biases = (None, None) if bias is None else (bias[:size], bias[size : 2 * size])
-    heads = slice(None, None, _step(module.num_heads, MOST_PAIRS))
+    heads = slice(None, None, _step(module.num_heads, MOST_HEADS))
     found = []
     for value, weight, offset in zip((query, key), weights, biases, strict=True):
-        part = wide(weight.unflatten(0, (module.num_heads, module.head_dim))[heads])
-        made = wide(value) @ part.transpose(1, 2)
-        found.append(made if offset is None else made + wide(offset).view(module.num_heads, 1, -1)[heads])
+        rows = wide(weight).unflatten(0, (module.num_heads, module.head_dim))[heads].flatten(0, 1)
+        added = None if offset is None else wide(offset).view(module.num_heads, -1)[heads].flatten()
+        found.append(linear(wide(value), rows, added).unflatten(1, (-1, module.head_dim)).transpose(0, 1))
     return found[0], found[1]
 
 
@@ -126,7 +128,7 @@ def _module_mask(module: nn.MultiheadAttention, given: Mapping[str, Any], step: 
     if isinstance(mask, Tensor):
         mask = mask if mask.ndim == 3 else mask.unsqueeze(0)
         if mask.shape[0] > 1:
-            mask = mask[: module.num_heads : _step(module.num_heads, MOST_PAIRS)]
+            mask = mask[: module.num_heads : _step(module.num_heads, MOST_HEADS)]
         kept = ~mask[:, ::step] if mask.dtype == torch.bool else wide(mask[:, ::step]) > MASKED
     if isinstance(padding, Tensor):
         padding = padding[0] if padding.ndim == 2 else padding

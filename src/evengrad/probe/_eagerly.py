@@ -16,9 +16,9 @@ class Eagerly:
     What `torch.compile` or `Module.compile` has made of the model, or of a module in it, is passed by in these modules
     alone: nothing is compiled anew then or later, and other models stay as they are. What is compiled around the model,
     as in `torch.compile(model)` of a model that was handed over plain or in a compiled training step, cannot be seen
-    from it: where a whole step has passed and no hook has fired, the next sampled ones run under
-    `torch.compiler.set_stance("force_eager")` from `start` to `stop`, which is for all of the process; if that does not
-    help either it is not tried again.
+    from it. The first step runs under `torch.compiler.set_stance("force_eager")` from `start` to `stop`, which is for
+    all of the process, and so do, where a step has passed without it and no hook has fired, the later ones; if that
+    does not help either it is not tried again.
 
     Args:
         model: The model.
@@ -28,8 +28,8 @@ class Eagerly:
         self._modules = list(model.modules())
         self._passed_by: list[tuple[nn.Module, str, Any, Any]] = []
         self._stance: Any = None
-        self._around = False  # whether something seems to be compiled around the model
-        self._in_vain = False
+        self._around = True  # whether something may be compiled around the model
+        self._known = self._in_vain = False
 
     def start(self) -> None:
         """Run eagerly from now on."""
@@ -56,9 +56,11 @@ class Eagerly:
 
     def judge(self, *, fired: bool) -> None:
         """Learn from a step that has passed whether hooks fire."""
-        if not fired:
-            self._in_vain = self._in_vain or self._stance is not None
-            self._around = True
+        if self._stance is None or not self._known:
+            self._around = self._known and not fired
+            self._known = True
+        elif not fired:
+            self._in_vain = True
 
     def _pass_by(self, module: nn.Module, name: str, instead: Any) -> None:
         own = vars(module)

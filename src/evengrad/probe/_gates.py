@@ -21,7 +21,7 @@ SHUT, OPEN = 0.01, 0.99
 MOST_STEPS = 8
 MOST_SAMPLES = 16
 SHARE = 16  # of the sequence at most one in so many is computed anew
-LOWER_SAMPLES = 2  # where the layers below the top one have to run again
+LOWER_STEPS = LOWER_SAMPLES = 4  # where the layers below the top one have to run again
 
 GATED = (nn.LSTM, nn.GRU)
 GATED_CELLS = (nn.LSTMCell, nn.GRUCell)
@@ -113,7 +113,7 @@ def _top_sums(module: Any, args: tuple[Any, ...], value: Tensor, output: Tensor)
     if (module.dropout > 0 and module.training) or module.bidirectional or getattr(module, "proj_size", 0):
         return []
     top, of = module.num_layers - 1, slice(None, None, -(-value.shape[1] // LOWER_SAMPLES))
-    value, output = value[: MOST_STEPS + 1, of], output[: MOST_STEPS + 1, of]
+    value, output = value[: LOWER_STEPS + 1, of], output[: LOWER_STEPS + 1, of]
     given = args[1] if len(args) > 1 else None
     parts = given if isinstance(given, tuple | list) else (given,)
     hidden = [wide(step) for step in value.unbind()]

@@ -51,6 +51,7 @@ class Calls:
         self._first_gradient = first_gradient
         self._leaves: list[RemovableHandle] = []
         self._groups: dict[tuple[torch.device, torch.dtype, int, str | None], Group] = {}
+        self._new: set[Group] = set()  # of this round
         self._functions: dict[tuple[str, str], Layer] = {}
         self._tracker = ModuleTracker()  # its `is_bw` is torch's public way to ask whether a backward is running
         self._last: Last | None = None
@@ -61,6 +62,7 @@ class Calls:
         """Forget what was seen."""
         self.end()
         self._groups = {key: group for key, group in self._groups.items() if group.start_again()}
+        self._new.clear()
         self.round, self.first_input = Round(self._first_gradient), None
 
     def end(self) -> None:
@@ -97,6 +99,10 @@ class Calls:
         except RuntimeError:  # inside of torch.func, or a tensor of inference mode
             return None
         return None if value is args[0] else (value, *args[1:])
+
+    def forget_last(self) -> None:
+        """Let go of the last output of a function, which holds the graph."""
+        self._last = None
 
     def see_module(
         self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -230,12 +236,16 @@ class Calls:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(*key)
+            self._new.add(group)
         row = group.row()
         try:
             row.output.take(value)
-        except RuntimeError:  # a tensor inside of vmap cannot be copied out of it
+        except RuntimeError:
             group.give_back(row)
-            return None
+            if group in self._new or group.used > 1:  # a tensor inside of vmap cannot be copied out of it
+                return None
+            del self._groups[key]  # inside of torch.func only what was made there can be written to
+            return self._take(tensor, saturating)
         return row
 
     def _look_inside(self, call: Call, compute: Callable[[], Tensor | None]) -> None:

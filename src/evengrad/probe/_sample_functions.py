@@ -33,11 +33,19 @@ class Functions:
         model: The model.
         counts: Tells whether a forward that begins now is read, in this thread.
         seen: Called with the innermost module and its name, the function's name, its arguments and its result.
+        left: Called when the mode is off again.
     """
 
-    def __init__(self, model: nn.Module, counts: Callable[[], bool], seen: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        counts: Callable[[], bool],
+        seen: Callable[..., None],
+        left: Callable[[], None],
+    ) -> None:
         self._counts = counts
         self._seen = seen
+        self._left = left
         self._names = {module: plain_name(name) for name, module in model.named_modules() if calls_functions(module)}
         self._hooks = [
             hook
@@ -86,6 +94,7 @@ class Functions:
         mode, self._mode = self._mode, None
         if mode is not None:
             mode.__exit__(None, None, None)
+            self._left()
 
     def _see(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> None:
         if self._path:

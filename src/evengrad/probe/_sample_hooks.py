@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from threading import get_ident
+from threading import Thread, current_thread
 from typing import Any, final
 
 import torch
@@ -37,7 +37,7 @@ class Round:
         self.position = 0
         self.channels_first = False  # whether the last layer with weights was a convolution
         self._first_gradient = [first_gradient]
-        self._owner: dict[str, int] = {}
+        self._owner: dict[str, Thread] = {}
 
     def next_position(self) -> int:
         """Number the calls in the order of the forward pass."""
@@ -46,7 +46,8 @@ class Round:
 
     def is_elsewhere(self) -> bool:
         """Tell whether this thread is not the one that runs the forward: of several replicas the first is read."""
-        return self._owner.setdefault("thread", get_ident()) != get_ident()
+        thread = current_thread()  # not its number, which another one has when it is over
+        return self._owner.setdefault("thread", thread) is not thread
 
     def see_gradient(self) -> None:
         """End the forward; may be called by several threads at once."""

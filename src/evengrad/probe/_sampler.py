@@ -78,7 +78,8 @@ class Sampler:
             Hook(module, self._calls.stand_in, before=True) for module in named if isinstance(module, RECURRENT)
         ]
         self._fused = [module for module in named if isinstance(module, FUSED)]
-        self._functions = Functions(model, self._calls.counts, self._calls.see_function)
+        calls = self._calls
+        self._functions = Functions(model, calls.counts, calls.see_function, calls.forget_last)
         self._eagerly = Eagerly(model)
         self._window = Window()
         self._armed = False
