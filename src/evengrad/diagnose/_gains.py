@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import isfinite, log10, sqrt
+from statistics import median
 
 from evengrad.diagnose._movement import gain_of
 from evengrad.diagnose._profile import WIDEST_DECADES, decades_between, without_call
@@ -136,7 +137,8 @@ class Depth:
     """What the weights say that the signal gains over all layers, and what it does gain; in decades.
 
     Args:
-        predicted: The gains of all weights and non-linearities together.
+        predicted: The gains of all weights and non-linearities together, the one farthest from the middle left out and
+            counted as the middle: a single layer is not depth.
         forward: Growth of the activations, from the input (or the first layer) to the last layer; infinite on overflow.
         backward: Growth of the gradient from the first layer to those next to the loss: negative where it explodes;
             None where it is not known.
@@ -152,10 +154,12 @@ def depth_of(path: tuple[Gain, ...], reading: Reading) -> Depth | None:
     if len(path) < 2:
         return None
     start = input_rms(reading)
-    predicted = sum(one.decades for one in path) - log10(path[-1].keeps)
+    steps = [one.decades for one in path[:-1]] + [log10(path[-1].gain)]
     if start is None:
         start = path[0].activation_rms
-        predicted -= log10(path[0].gain)
+        steps[0] -= log10(path[0].gain)
+    middle = median(steps)
+    predicted = sum(steps) + middle - max(steps, key=lambda step: abs(step - middle)) if len(steps) > 2 else sum(steps)
     norms = [one.grad_norm for one in path if one.grad_norm is not None]
     at_loss = max(norms[-3:], default=0.0)
     return Depth(

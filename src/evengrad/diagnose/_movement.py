@@ -130,11 +130,11 @@ def is_of_adams_kind(optimizer: str) -> bool:
     """Tell whether an optimizer divides by the root of a second moment, so that the gradient's scale cancels.
 
     Example:
-        >>> [is_of_adams_kind(name) for name in ("AdamW", "RMSprop", "SGD", "")]
+        >>> [is_of_adams_kind(name) for name in ("AdamW", "RMSprop", "AdamW + SGD", "")]
         [True, True, False, False]
     """
-    name = optimizer.lower()
-    return "adam" in name or "rmsprop" in name
+    names = optimizer.lower().split(" + ")
+    return all("adam" in name or "rmsprop" in name for name in names)
 
 
 def intended_ratio(reading: Reading, setup: Setup) -> float | None:

@@ -5,14 +5,17 @@ from math import isfinite
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
-from evengrad.diagnose._movement import resolution_of
 from evengrad.diagnose._profile import finite_readings
 from evengrad.diagnose.rules._dead_units import MOST_DECADES
 from evengrad.nouns import Cure, Evidence, ParameterReading, Reading, Record
 
-# Rows that are the same in exact arithmetic differ by what products and sums round: a few units in the last place of
-# each of the three factors of a gradient. Rows drawn at random have a spread near 1, whatever their scale.
-ROUNDINGS = 64.0
+# Units that differ by 1 % are worth one unit to within 1 %; rows drawn at random have a spread near 1, whatever their
+# scale. Rounding (2^-8 in bfloat16) stays below.
+SAME = 0.01
+# Equal weights that are not zero, in several layers, are no accident: biases that differ then make the gradients differ
+# a little, while what they have in common, three quarters of their squares at least, keeps the units together.
+ALIKE = 0.5
+EQUAL = 1e-6
 
 
 @final
@@ -21,8 +24,9 @@ class CollapsedUnits(AbstractRule):
 
     Sees:
         For each weight matrix of two units or more how much its rows differ, and how much the rows of its gradient do,
-        relative to their norms. The rule speaks where neither differ by more than rounding; and where the rows do not
-        differ and the gradient is exactly zero, if no matrix of the model has rows that differ (all zeros, say), or
+        relative to their norms. The rule speaks where neither differ by more than 1 % (the gradients by a half where
+        several layers have equal weights that are not zero); and where the rows do not differ and the gradient is
+        exactly zero, if no matrix of the model has rows that differ (all zeros, say), or
         if no matrix gets a gradient at all.
 
     Hurts:
@@ -55,7 +59,9 @@ class CollapsedUnits(AbstractRule):
         if not judged or not _is_finite(reading):
             return None
         frozen = record.setup is not None and bool(record.setup.frozen)
-        collapsed = [one for one in judged if _same_rows(one) and _same_gradient(one, record.dtype)]
+        constant = sum(one.row_spread <= EQUAL and one.weight_rms > 0.0 for one in judged if one.row_spread is not None)
+        most = ALIKE if constant > 1 else SAME
+        collapsed = [one for one in judged if _same_rows(one) and _same_gradient(one, most)]
         if judged[-1] in collapsed and not _starved(judged[-1]):
             collapsed.remove(judged[-1])  # outputs that are meant to be the same, such as those of several critics
         starved = [one for one in judged if _same_rows(one) and _starved(one)]
@@ -78,16 +84,16 @@ def _is_finite(reading: Reading) -> bool:
 
 
 def _same_rows(weight: ParameterReading) -> bool:
-    return weight.row_spread is not None and weight.row_spread <= ROUNDINGS * resolution_of("float32")
+    return weight.row_spread is not None and weight.row_spread <= SAME
 
 
 def _starved(weight: ParameterReading) -> bool:
     return weight.grad_rms == 0.0
 
 
-def _same_gradient(weight: ParameterReading, dtype: str) -> bool:
+def _same_gradient(weight: ParameterReading, most: float) -> bool:
     spread = weight.grad_row_spread
-    return bool(weight.grad_rms) and spread is not None and spread <= ROUNDINGS * resolution_of(dtype)
+    return bool(weight.grad_rms) and spread is not None and spread <= most
 
 
 def _told(found: Sequence[ParameterReading], count: int) -> Sign:

@@ -13,7 +13,7 @@ from evengrad.nouns import Cure, Evidence, Reading, Record
 # The usual initialisations of one model differ by less than a decade (0.16 for N(0, 0.02) over 64 inputs to 1.41 for
 # He): a layer that is 1.5 decades from the others was drawn by another hand, or by the same one with a misplaced point.
 THRESHOLD_DECADES = 1.5
-# The signal has to show it: by a decade at least, and still behind the next layers.
+# The signal has to show it: by a decade at least beyond what usual layers do, and still behind the next layer.
 SHOWN_DECADES = 1.0
 # The others have to be in line among themselves, or nothing is out of it.
 MOST_SPREAD_DECADES = 1.0
@@ -28,8 +28,8 @@ class LayerOutOfLine(AbstractRule):
     Sees:
         The gain of each weight matrix before the first step, its rms times the root of its inputs, among the layers of
         its kind. The rule speaks of one that is 30 times (1.5 decades) above or below the median of the others, while
-        those agree among themselves and the activations behind it are ten times larger or smaller than before it, or
-        saturate.
+        those agree among themselves, and the signal shows it: the activations behind it are ten times larger or smaller
+        than usual layers would make them, or saturate, or the gradient in front of it is.
 
     Hurts:
         Everything behind works at a scale that it was not drawn for, and everything before gets a gradient that is as
@@ -99,17 +99,40 @@ def _away(path: Sequence[Gain], place: int) -> float | None:
 
 
 def _shows(path: Sequence[Gain], place: int, away: float, reading: Reading) -> bool:
-    """Tell whether the signal behind a layer has jumped the way its weights say, and is not taken back."""
-    layer, last = path[place], place == len(path) - 1
-    if layer.normalised or (last and away < 0.0):
+    """Tell whether the signal has jumped the way the weights of a layer say, and is not taken back."""
+    layer = path[place]
+    if layer.normalised or (place == len(path) - 1 and away < 0.0):
         return False
     if away > 0.0 and (layer.saturated_frac or 0.0) >= SATURATED_FRAC:
         return True
-    before = median(one.activation_rms for one in path[:place]) if place else input_rms(reading)
-    behind = layer.activation_rms if last else median(one.activation_rms for one in path[place + 1 :])
-    if not before:
-        return False
-    if behind == float("inf"):
-        return away > 0.0
-    jump = log10(behind / before) if behind > 0.0 else -WIDEST_DECADES
-    return jump >= SHOWN_DECADES if away > 0.0 else jump <= -SHOWN_DECADES
+    jumps = (_forward(path, place, reading), _backward(path, place))
+    return any(jump is not None and (jump if away > 0.0 else -jump) >= SHOWN_DECADES for jump in jumps)
+
+
+def _forward(path: Sequence[Gain], place: int, reading: Reading) -> float | None:
+    """Growth of the activations from before a layer to behind the next one, beyond what two usual layers make."""
+    sizes = [input_rms(reading) or 0.0, *(one.activation_rms for one in path)]
+    end = min(place + 2, len(path))
+    grown = _growth(sizes[place], sizes[end])
+    others = [_growth(sizes[at], sizes[at + 1]) for at in range(1, len(path)) if not place <= at < end]
+    known = [one for one in others if one is not None]
+    return None if grown is None or not known else grown - (end - place) * median(known)
+
+
+def _backward(path: Sequence[Gain], place: int) -> float | None:
+    """Growth of the gradient from a layer to the best-reached one before it, beyond what a usual layer makes.
+
+    Biases hide a small layer from the activations, never from the gradient. A branch is not the way: where the layer
+    stands in one, the gradient reaches earlier layers beside it.
+    """
+    norms = [one.grad_norm or 0.0 for one in path]
+    grown = _growth(norms[place], max(norms[:place], default=0.0))
+    others = [_growth(norms[at], norms[at - 1]) for at in range(1, len(path)) if at != place]
+    known = [one for one in others if one is not None]
+    return None if grown is None or not known else grown - median(known)
+
+
+def _growth(before: float, after: float) -> float | None:
+    if not before > 0.0 or not after > 0.0:
+        return None
+    return log10(after / before) if after < float("inf") and before < float("inf") else WIDEST_DECADES

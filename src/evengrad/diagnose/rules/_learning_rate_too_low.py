@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from math import log10
+from statistics import median
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
+from evengrad.diagnose._level import has_ended
 from evengrad.diagnose._movement import (
     Way,
     intended_ratio,
@@ -18,14 +20,20 @@ from evengrad.diagnose._movement import (
 from evengrad.diagnose._trend import Trend, trend_of
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
-# Shorter runs are straight for a lack of time: a useful learning rate takes tens of steps to bend its way.
+# Shorter runs are straight for a lack of time: a useful learning rate takes tens of steps to bend its way. A momentum m
+# keeps its direction for 1 / (1 - m) steps by itself, and it takes tens of those.
 FEWEST_STEPS = 50
+FEWEST_MEMORIES = 20
 # Steps in one direction with a tenth of zigzag: on its way a useful run turns, by the noise of its batches (n steps of
 # pure noise go 1 / sqrt(n) of their length) and because the gradient changes where it has gone. Healthy runs of more
 # than 50 steps were at 0.04 to 0.89, runs whose learning rate was too low at 0.93 to 1.00.
 STRAIGHT = 0.9
-# What the loss has come down by, at most: else the run learns, if slowly.
+# What the loss has come down by, at most: else the run learns, if slowly. Of a run that goes on nobody knows how long
+# it is meant to be: only if it would take fifty times as long as it has to come down at all.
 MOST_FALLEN = 0.2
+MOST_FALLEN_SO_FAR = 0.02
+# Decay by itself moves weights in a straight line: towards zero.
+DECAYED = 0.9
 # The loss at the end against the best constant prediction: below half of it the run had learnt before, or learns.
 LEARNT = 0.5
 # Within the last third the loss comes down, from the median of its first half to that of its second, by a sixth of a
@@ -40,9 +48,10 @@ class LearningRateTooLow(AbstractRunRule):
 
     Sees:
         How far the weights have gone since the first step, over the length of the way that they took there: 1 for a
-        straight line. The rule speaks when over 50 steps or more the way is straight to a tenth, and the loss has come
-        down by less than a fifth and is still coming down along a straight line, or is no better than a constant
-        prediction. It also speaks when the steps are so small that float32 rounds them away.
+        straight line. The rule speaks when over 50 steps or more (200 with a momentum of 0.9) the way is straight to a
+        tenth, and the loss has come down by less than a fifth (a fiftieth while the run goes on) and is still coming
+        down along a straight line, or is no better than a constant prediction. It also speaks when the steps are so
+        small that float32 rounds them away.
 
     Hurts:
         If the direction is the same after the whole run, one step of the length of all of them would have done the
@@ -54,7 +63,7 @@ class LearningRateTooLow(AbstractRunRule):
     False alarms:
         Where the learning rate is anywhere near useful, the noise of the batches makes the way zigzag and the gradient
         changes along it. A run that is converged, or goes on from where nothing is to be gained, has no direction
-        left: its way is a random walk. A warm-up that is still rising, runs of fewer than 50 full steps, and runs
+        left: its way is a random walk. A warm-up that is still rising, short runs, weights that only decay, and runs
         that end below half of the loss of a constant prediction are not told.
 
     Source:
@@ -71,17 +80,19 @@ class LearningRateTooLow(AbstractRunRule):
     def judge(self, record: Record) -> Sign | None:
         """Look whether steps are rounded away, then how straight the way was and how far the loss came."""
         readings = sampled(record)
-        if len(readings) < 3 or readings[-1].step - readings[0].step < FEWEST_STEPS - 1:
+        fewest = _fewest_steps(record)
+        if len(readings) < 3 or record.readings[-1].step - readings[0].step < fewest - 1:
             return None
         trend = trend_of(record)
-        if trend is not None and (trend.warming_up or trend.full_steps < FEWEST_STEPS or not trend.last_finite):
+        if trend is not None and (trend.warming_up or trend.full_steps < fewest or not trend.last_finite):
             return Sign(decades=0.0)
         if is_lost_in_rounding(record, readings) and _counts(trend, record):
             return _rounded(readings)
         way = way_of(readings)
         if way is None or trend is None:
             return None
-        if way.straightness < STRAIGHT or way.halfway < STRAIGHT or not _hardly_moves(trend):
+        straight = min(way.straightness, way.halfway) >= STRAIGHT and not _decays(readings, record)
+        if not straight or not _hardly_moves(trend, MOST_FALLEN if has_ended(trend, record) else MOST_FALLEN_SO_FAR):
             return Sign(decades=0.0)
         return _straight(way, trend, readings)
 
@@ -109,9 +120,23 @@ def _counts(trend: Trend | None, record: Record) -> bool:
     return trend is not None and trend.level is not None and trend.level.no_better
 
 
-def _hardly_moves(trend: Trend) -> bool:
+def _fewest_steps(record: Record) -> float:
+    momentum = 0.9 if record.setup is None else min(max(record.setup.momentum, 0.0), 0.999)
+    return max(FEWEST_STEPS, FEWEST_MEMORIES / (1.0 - momentum))
+
+
+def _decays(readings: Sequence[Reading], record: Record) -> bool:
+    """Tell whether weight decay has shrunk most of the matrices."""
+    if record.setup is None or record.setup.weight_decay == 0.0:
+        return False
+    first = {one.name: one.weight_rms for one in readings[0].weights if one.fan_in > 0 and one.weight_rms > 0.0}
+    ratios = [one.weight_rms / first[one.name] for one in readings[-1].weights if one.name in first]
+    return bool(ratios) and median(ratios) < DECAYED
+
+
+def _hardly_moves(trend: Trend, most: float) -> bool:
     """Tell whether the loss has come down little, steadily, and from where there is much to gain."""
-    if trend.fallen_frac > MOST_FALLEN or trend.rose or (trend.level is not None and trend.level.ratio < LEARNT):
+    if trend.fallen_frac > most or trend.rose or (trend.level is not None and trend.level.ratio < LEARNT):
         return False
     if trend.level is not None and trend.level.no_better and not trend.rising:
         return True
