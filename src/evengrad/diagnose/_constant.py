@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import isfinite, log, prod, sqrt
 from statistics import fmean, stdev
 
-from evengrad.diagnose._ends import form_of, is_whole, sampled, samples_of
+from evengrad.diagnose._ends import CROSS_ENTROPIES, DISTANCES, form_of, is_whole, sampled, samples_of
 from evengrad.nouns import Ends, Reading, Record
 
 # With fewer samples the best constant of a batch is fitted to these very samples and says little of the data.
@@ -62,7 +62,7 @@ def against_constant(record: Record) -> Level | None:
     if len(pairs) >= FEWEST_BATCHES:
         return _level(pairs)
     losses = [one.loss for one in record.readings if one.loss is not None and one.step >= middle and isfinite(one.loss)]
-    uniform = _uniform(late)
+    uniform = _uniform(late, next((one.loss for one in record.readings if one.loss is not None), 0.0))
     if uniform is None or len(losses) < FEWEST_LOSSES:
         return None
     return _level([(loss, uniform) for loss in losses])
@@ -72,7 +72,7 @@ def _is_alone(reading: Reading) -> bool:
     if reading.ends is None or reading.loss is None or not isfinite(reading.loss):
         return False
     form = form_of(reading.ends)
-    return form is not None and form.alone
+    return form is not None and form.alone and reading.loss >= 0.0
 
 
 def _pairs(late: Sequence[Reading]) -> list[tuple[float, float]]:
@@ -103,32 +103,48 @@ def freed_of_fit(ends: Ends) -> float | None:
     """Free the loss of the best constant of what it owes to being fitted to the batch; None where that is too much.
 
     A constant with k free numbers that is fitted to n samples has a loss that is too low by k / (2 n) for a cross
-    entropy (Wilks) and by a factor 1 - 1 / n for a squared error (Bessel).
+    entropy (Wilks) and by a factor 1 - 1 / n for a squared error (Bessel). The probe has done so for labels already;
+    but with more classes than samples that does not help.
     """
-    constant, target = ends.constant_loss, ends.target
-    if constant is None or target is None or not isfinite(constant) or constant <= 0.0:
+    constant, target, form = ends.constant_loss, ends.target, form_of(ends)
+    if constant is None or target is None or form is None or not isfinite(constant) or constant <= 0.0:
         return None
     samples = samples_of(target)
     if samples < FEWEST_SAMPLES:
         return None
-    if is_whole(target):
-        classes = ends.softmax_size or (ends.output.features if ends.output is not None else 2)
-        owed = max(classes - 1, 1) / (2 * prod(target.shape))
-    else:
+    if form.name in DISTANCES:
         owed = constant / (samples - 1)
-    return constant + owed if owed <= MOST_OWED_FRAC * (constant + owed) else None
+    elif is_whole(target):
+        owed = max((ends.softmax_size or 2) - 1, 1) / (2 * prod(target.shape))
+    elif form.name in CROSS_ENTROPIES:
+        owed = max((ends.softmax_size or 2) - 1, 1) / (2 * samples)
+    else:
+        owed = 1 / (2 * samples)
+    if owed > MOST_OWED_FRAC * (constant + owed):
+        return None
+    return constant if is_whole(target) and form.name not in DISTANCES else constant + owed
 
 
-def _uniform(late: Sequence[Reading]) -> float | None:
-    """Loss of the uniform prediction of a cross entropy, if the loss is a mean: no constant may have lost more."""
-    forms = {form.name for reading in late if reading.ends is not None and (form := form_of(reading.ends)) is not None}
+def _uniform(late: Sequence[Reading], start: float) -> float | None:
+    """Loss of the uniform prediction of a cross entropy, if the loss is a mean over the batch; None otherwise.
+
+    Whether it is a mean is written down nowhere: the constant tells, which loses no more than the uniform one does;
+    where it is not known, a batch of one, or a start at which the loss is about that of guessing.
+    """
     sizes = {reading.ends.softmax_size for reading in late if reading.ends is not None}
-    constants = [reading.ends.constant_loss for reading in late if reading.ends is not None]
     size = sizes.pop() if len(sizes) == 1 else None
-    if forms != {"cross entropy"} or size is None or size < 2:
+    if size is None or size < 2 or any(not _of_labels(reading) for reading in late):
         return None
     uniform = log(size)
+    constants = [reading.ends.constant_loss for reading in late if reading.ends is not None]
     known = [constant for constant in constants if constant is not None]
-    if len(known) < len(late) or any(constant > (1.0 + SAME) * uniform for constant in known):
-        return None
-    return uniform
+    if len(known) == len(late):
+        return uniform if max(known) <= (1.0 + SAME) * uniform else None
+    targets = [reading.ends.target for reading in late if reading.ends is not None]
+    single = all(target is not None and prod(target.shape) == 1 for target in targets)
+    return uniform if single or 0.5 * uniform <= start <= 1.5 * uniform else None
+
+
+def _of_labels(reading: Reading) -> bool:
+    form = form_of(reading.ends) if reading.ends is not None else None
+    return form is not None and form.name == "cross entropy"

@@ -1,7 +1,10 @@
 """What the rules of plateau, oscillation and not learning share: when a run is old enough to be judged."""
 
+from math import log
+
+from evengrad.diagnose._ends import CROSS_ENTROPIES, form_of, rms_of, sampled
 from evengrad.diagnose._trend import Trend
-from evengrad.nouns import Record
+from evengrad.nouns import Ends, Record
 
 # So many steps at the largest learning rate: fewer are the start of a training. Adam forgets its first moments after
 # ten steps and its second after a thousand; a network moves its weights by their own size in some hundred.
@@ -13,6 +16,12 @@ STOPPED_FRAC = 0.5 / 100 / 3  # of the loss, in a third of the run
 # The lowest hundredth of a run lies below its level by chance, by some noise; beyond a tenth it has been better.
 BETTER_FRAC = 0.1
 BETTER_SIGMAS = 3.0
+RISING_FRAC = 0.05
+# A loss without noise (the whole data in each step) that has not moved by a hundredth has not moved.
+NO_NOISE_FRAC = 1e-3
+NOT_MOVED_FRAC = 0.01
+# Of a fit that was good to begin with the error is small against what the model gives.
+ERROR_FRAC = 0.5
 
 
 def is_young(trend: Trend) -> bool:
@@ -38,10 +47,41 @@ def was_better(trend: Trend) -> bool:
 
 
 def stuck_at_constant(trend: Trend) -> bool:
-    """Tell whether the loss is where a constant prediction has it, has never been better and has stopped falling."""
-    return trend.level is not None and trend.level.no_better and not falls(trend) and not was_better(trend)
+    """Tell whether the loss is where a constant prediction has it, was never better, and neither falls nor rises.
+
+    A loss that rises to that level is that of a game, or diverges.
+    """
+    if trend.level is None or not trend.level.no_better or falls(trend) or was_better(trend):
+        return False
+    return not (trend.rising and -trend.late_fall > RISING_FRAC * abs(trend.end))
 
 
 def came_down(trend: Trend) -> bool:
     """Tell whether the loss has come down to where it is, by more than a constant prediction can be missed."""
     return trend.fell and trend.start - trend.end > 0.05 * abs(trend.end)
+
+
+def never_moved(trend: Trend, record: Record) -> bool:
+    """Tell whether a loss without noise has stayed at its start, with an error as large as the output itself.
+
+    For losses whose constant is not known. A noisy loss that does not move may be that of a model that was good to
+    begin with.
+    """
+    if trend.level is not None or not trend.from_start or trend.end <= 0.0 or falls(trend):
+        return False
+    if max(trend.start_noise, trend.end_noise) > NO_NOISE_FRAC * trend.end:
+        return False
+    if abs(trend.start - trend.end) > NOT_MOVED_FRAC * trend.start:
+        return False
+    seen = [reading.ends for reading in sampled(record) if reading.ends is not None]
+    return len(seen) > 0 and all(_is_far_off(ends, trend.end) for ends in seen)
+
+
+def _is_far_off(ends: Ends, loss: float) -> bool:
+    form, output = form_of(ends), ends.output
+    if form is None or not form.alone or output is None:
+        return False
+    if form.name in CROSS_ENTROPIES:
+        return ends.softmax_size is not None and ends.softmax_size > 1 and loss >= ERROR_FRAC * log(ends.softmax_size)
+    size = ERROR_FRAC * rms_of(output)
+    return loss >= (size**2 if form.name == "squared error" else size)

@@ -54,7 +54,7 @@ class BadLabels(AbstractRunRule):
         labelled = [(reading, target) for reading in sampled(record) if (target := _labels(reading)) is not None]
         if not labelled:
             return None
-        return _one_class(labelled) or Sign(decades=0.0)
+        return _one_class(labelled, record) or Sign(decades=0.0)
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose nothing: the data has to change."""
@@ -73,26 +73,29 @@ def _labels(reading: Reading) -> TensorReading | None:
     return ends.target if is_whole(ends.target) and samples_of(ends.target) > 0 else None
 
 
-def _classes(reading: Reading) -> int:
+def _classes(labelled: Labelled, record: Record) -> int:
     """Number of classes, where the logits come straight from a layer with as many units; 0 otherwise."""
-    ends, last = reading.ends, last_weighted(reading)
-    form = form_of(ends) if ends is not None else None
-    if ends is None or form is None or form.below or not ends.softmax_size or last is None:
+    last = next((last for reading in record.readings if (last := last_weighted(reading)) is not None), None)
+    sizes = {reading.ends.softmax_size for reading, _ in labelled if reading.ends is not None}
+    forms = [form_of(reading.ends) for reading, _ in labelled if reading.ends is not None]
+    size = sizes.pop() if len(sizes) == 1 else None
+    if last is None or size is None or last.units != size or any(form is None or form.below for form in forms):
         return 0
-    return ends.softmax_size if last.units == ends.softmax_size else 0
+    return size
 
 
-def _one_class(labelled: Labelled) -> Sign | None:
+def _one_class(labelled: Labelled, record: Record) -> Sign | None:
     judged = [(reading, target) for reading, target in labelled if samples_of(target) >= FEWEST_SAMPLES]
     count = sum(samples_of(target) for _, target in judged)
     label = judged[0][1].minimum if judged else 0.0
     if (
         len(judged) < FEWEST_BATCHES
         or count * log(1.0 - MINORITY_FRAC) > log(LEAST_CHANCE)
-        or not 0.0 <= label < _classes(judged[0][0])
         or any(not target.minimum == target.maximum == label for _, target in judged)
-        or any(_classes(reading) < 2 for reading, _ in judged)
     ):
+        return None
+    classes = _classes(judged, record)
+    if classes < 2 or not 0.0 <= label < classes:
         return None
     return Sign(
         decades=0.0,
@@ -101,7 +104,7 @@ def _one_class(labelled: Labelled) -> Sign | None:
         when=(judged[0][0].step, judged[-1][0].step),
         message=(
             f"all {count} labels of {len(judged)} batches are the class {label:.0f}, of "
-            f"{_classes(judged[0][0])} classes: "
+            f"{classes} classes: "
             "there is nothing to tell apart"
         ),
         evidence=(Evidence(name="labels seen", value=float(count)), Evidence(name="the only label", value=label)),

@@ -3,7 +3,8 @@
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
-from evengrad.diagnose._level import came_down, falls, has_ended, is_young, stuck_at_constant
+from evengrad.diagnose._constant import Level
+from evengrad.diagnose._level import came_down, falls, has_ended, is_young, never_moved, stuck_at_constant
 from evengrad.diagnose._trend import Trend, trend_of
 from evengrad.nouns import Cure, Evidence, Record
 
@@ -17,7 +18,8 @@ class NotLearning(AbstractRunRule):
         knows nothing of the inputs. The rule speaks after 100 steps (counted at the largest learning rate) when the
         loss is surely less than 5 % better, not significantly better at all, and has stopped falling. A run that has
         ended is judged from 30 steps on, and also if its loss was still falling. A loss that has come down to where a
-        constant has it is told as a plateau, EG801.
+        constant has it is told as a plateau, EG801. Where the constant is not known, a loss without noise (all data in
+        each step) that has not moved by a hundredth, with an error that is not small against the output.
 
     Hurts:
         Whatever the run costs, nothing is learnt from the inputs.
@@ -46,41 +48,47 @@ class NotLearning(AbstractRunRule):
     def judge(self, record: Record) -> Sign | None:
         """Hold the loss against the constant."""
         trend = trend_of(record)
-        if trend is None or trend.level is None:
+        if trend is None:
             return None
         ended = has_ended(trend, record)
         if is_young(trend) and not ended:
             return None
+        if trend.level is None:
+            return _not_moved(trend) if never_moved(trend, record) else None
         if stuck_at_constant(trend):
-            return Sign(decades=0.0) if came_down(trend) and not is_young(trend) else _told(trend, falling=False)
-        unfinished = ended and trend.level.no_better and falls(trend)
-        return _told(trend, falling=True) if unfinished else Sign(decades=0.0)
+            return Sign(decades=0.0) if came_down(trend) and not is_young(trend) else _told(trend, trend.level)
+        if ended and trend.level.no_better and falls(trend):
+            return _told(trend, trend.level, falling=True)
+        return Sign(decades=0.0)
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose nothing: this is what other faults lead to."""
         return ()
 
 
-def _told(trend: Trend, *, falling: bool) -> Sign:
-    ratio, error = (trend.level.ratio, trend.level.error) if trend.level is not None else (0.0, 0.0)
-    how = (
-        "it was still falling when the run ended: too few steps, or steps that are too short"
-        if falling
-        else "it does not fall"
+def _told(trend: Trend, level: Level, *, falling: bool = False) -> Sign:
+    how = "it was still falling when the run ended: too few or too short steps" if falling else "it does not fall"
+    return _sign(
+        trend,
+        f"after {trend.steps} steps the loss of {trend.end:.4g} is {level.ratio:.2f} times that of the best constant "
+        f"prediction, which knows nothing of the input; {how}",
+        Evidence(name="loss over that of the best constant prediction", value=level.ratio),
+        Evidence(name="standard error of that", value=level.error),
     )
+
+
+def _not_moved(trend: Trend) -> Sign:
+    return _sign(trend, f"after {trend.steps} steps the loss is where it began: {trend.start:.4g}, now {trend.end:.4g}")
+
+
+def _sign(trend: Trend, message: str, *evidence: Evidence) -> Sign:
+    start = Evidence(name="loss at the start", value=trend.start)
+    end = Evidence(name="loss at the end", value=trend.end)
     return Sign(
         decades=0.0,
         speaks=True,
         where=("loss",),
         when=((trend.first_step + trend.last_step) // 2, trend.last_step),
-        message=(
-            f"after {trend.steps} steps the loss of {trend.end:.4g} is {ratio:.2f} times that of the best constant "
-            f"prediction, which knows nothing of the input; {how}"
-        ),
-        evidence=(
-            Evidence(name="loss over that of the best constant prediction", value=ratio),
-            Evidence(name="standard error of that", value=error),
-            Evidence(name="loss at the start", value=trend.start),
-            Evidence(name="loss at the end", value=trend.end),
-        ),
+        message=message,
+        evidence=(*evidence, start, end),
     )

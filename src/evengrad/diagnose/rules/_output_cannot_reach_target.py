@@ -1,12 +1,12 @@
 """EG503: no output that the last operation can give comes near the target."""
 
-from math import inf, log10
+from math import inf, log10, sqrt
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
-from evengrad.diagnose._ends import CROSS_ENTROPIES, DISTANCES, Form, form_of, is_whole
+from evengrad.diagnose._ends import CROSS_ENTROPIES, DISTANCES, Form, form_of, is_whole, samples_of
 from evengrad.diagnose._places import last_layers, last_weighted
-from evengrad.nouns import Cure, Ends, Evidence, Reading, Record
+from evengrad.nouns import Cure, Ends, Evidence, Reading, Record, TensorReading
 
 RANGES = {
     "Sigmoid": (0.0, 1.0),
@@ -17,6 +17,7 @@ RANGES = {
     "Softplus": (0.0, inf),
 }
 NAMES = {"Relu": "ReLU"}
+SIGMAS = 4.0
 
 
 @final
@@ -82,6 +83,11 @@ def range_of(form: Form) -> tuple[str, float, float] | None:
     return (NAMES.get(op, op.lower()), *RANGES[op])
 
 
+def mean_error(target: TensorReading) -> float:
+    """How far the mean of a batch may be off by chance, or by so little that nothing is lost: a tenth of the spread."""
+    return target.std * max(SIGMAS / sqrt(max(samples_of(target), 1)), 0.1)
+
+
 def _softmax_over_one(form: Form, reading: Reading) -> Sign | None:
     ends, last = reading.ends, last_weighted(reading)
     if ends is None or ends.softmax_size != 1:
@@ -106,7 +112,7 @@ def _mean_outside(form: Form, reading: Reading) -> Sign | None:
         return None
     what, low, high = bounds
     beyond = max(target.mean - high, low - target.mean)
-    if beyond <= 0.0:
+    if beyond <= mean_error(target):
         return None
     return Sign(
         decades=max(0.0, log10(1.0 + beyond)),

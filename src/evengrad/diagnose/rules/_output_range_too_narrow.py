@@ -7,8 +7,8 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._ends import form_of, is_whole, sampled
 from evengrad.diagnose._places import last_layers
-from evengrad.diagnose.rules._output_cannot_reach_target import range_of
-from evengrad.nouns import Cure, Evidence, Record
+from evengrad.diagnose.rules._output_cannot_reach_target import mean_error, range_of
+from evengrad.nouns import Cure, Evidence, Record, TensorReading
 
 
 @final
@@ -51,9 +51,10 @@ class OutputRangeTooNarrow(AbstractRunRule):
             target = reading.ends.target if reading.ends is not None else None
             if form is None or target is None or is_whole(target) or target.finite_frac == 0.0:
                 continue
+            if reading.ends is None or reading.ends.softmax_size == 1:
+                continue
             bounds = range_of(form)
-            out = 0.0 if bounds is None else max(target.maximum - bounds[2], bounds[1] - target.minimum, 0.0)
-            beyond.append(out / target.std if target.std > 0.0 else 0.0)
+            beyond.append(0.0 if bounds is None else _beyond(target, bounds[1], bounds[2]))
             lows.append(target.minimum)
             highs.append(target.maximum)
             seen = (bounds, reading) if bounds is not None else seen
@@ -80,3 +81,10 @@ class OutputRangeTooNarrow(AbstractRunRule):
     def cures(self) -> tuple[Cure, ...]:
         """Propose nothing: the code has to change."""
         return ()
+
+
+def _beyond(target: TensorReading, low: float, high: float) -> float:
+    """How far the target goes beyond a range, in its standard deviations; 0 where EG503 tells more."""
+    if target.std == 0.0 or max(target.mean - high, low - target.mean) > mean_error(target):
+        return 0.0
+    return max(target.maximum - high, low - target.minimum, 0.0) / target.std

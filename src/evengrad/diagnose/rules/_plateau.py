@@ -1,5 +1,6 @@
 """EG801: the loss came down to where a constant prediction has it, and stays there."""
 
+from math import isfinite
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
@@ -69,6 +70,9 @@ class Plateau(AbstractRunRule):
 
 
 def _since(trend: Trend, record: Record) -> int:
-    """First step at which the loss was where it stays, up to a twentieth of the way and noise."""
+    """First step after the highest loss of the first quarter at which the loss was where it stays, up to noise."""
+    told = [(step, loss) for step, loss in losses_of(record) if isfinite(loss)]
+    early = [loss for _, loss in told[: max(len(told) // 4, 1)]]
+    top = early.index(max(early))
     reached = trend.end + max(0.05 * (trend.start - trend.end), trend.end_noise)
-    return next((step for step, loss in losses_of(record) if loss <= reached), trend.last_step)
+    return next((step for step, loss in told[top:] if loss <= reached), trend.last_step)
