@@ -1,5 +1,6 @@
 """A clinic of trainings: faulty programs from published collections with their fixes, and healthy ones."""
 
+from ._architectures import ARCHITECTURES
 from ._circle_blob import PROGRAMS as _CIRCLE_BLOB
 from ._digits import PROGRAMS as _DIGITS
 from ._faults_network import PROGRAMS as _NETWORK
@@ -20,6 +21,5 @@ EXTRA = (*_NETWORK, *_TRAINING)
 LOOPS = (*_FAULTY_LOOPS, *_HEALTHY_LOOPS)
 """Loops with a mistake, from 201, and loops that are fine, from 251."""
 
-ARCHITECTURES: tuple[Architecture, ...] = ()
 
 __all__ = ["ARCHITECTURES", "EXTRA", "HEALTHY", "LOOPS", "PROGRAMS", "Architecture", "Healthy", "Loop", "Program"]
