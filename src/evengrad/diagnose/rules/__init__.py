@@ -17,6 +17,8 @@ from evengrad.diagnose.rules._exploding_with_depth import ExplodingWithDepth
 from evengrad.diagnose.rules._forgotten_zero_grad import ForgottenZeroGrad
 from evengrad.diagnose.rules._frozen_by_mistake import FrozenByMistake
 from evengrad.diagnose.rules._gates_stuck import GatesStuck
+from evengrad.diagnose.rules._gradient_norm_drift import GradientNormDrift
+from evengrad.diagnose.rules._gradient_spike import GradientSpike
 from evengrad.diagnose.rules._half_precision_overflow import HalfPrecisionOverflow
 from evengrad.diagnose.rules._half_precision_underflow import HalfPrecisionUnderflow
 from evengrad.diagnose.rules._initial_weights_too_large import InitialWeightsTooLarge
@@ -50,6 +52,8 @@ ALL: tuple[AbstractRule | AbstractRunRule, ...] = (
     VanishingThroughTime(),
     ExplodingThroughTime(),
     ActivationDrift(),
+    GradientNormDrift(),
+    GradientSpike(),
     SignalCut(),
     NotInOptimizer(),
     FrozenByMistake(),
@@ -107,6 +111,8 @@ __all__ = [
     "ForgottenZeroGrad",
     "FrozenByMistake",
     "GatesStuck",
+    "GradientNormDrift",
+    "GradientSpike",
     "HalfPrecisionOverflow",
     "HalfPrecisionUnderflow",
     "InitialWeightsTooLarge",
