@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, sqrt
+from math import hypot, inf, isfinite, sqrt
 from statistics import fmean, median
 
 from evengrad.diagnose._constant import Level, against_constant
@@ -201,7 +201,7 @@ def _compared(before: Sequence[float], after: Sequence[float]) -> tuple[float, f
         OF_A_MEDIAN * max(noise_of(window[:WIDEST_WINDOW]), ROUNDING * abs(middle)) / sqrt(min(len(window), 4000))
         for window, middle in ((before, one), (after, two))
     ]
-    error = sqrt(errors[0] ** 2 + errors[1] ** 2)
+    error = hypot(*errors)
     fall = one - two
     if error == 0.0:
         return fall, 0.0 if fall == 0.0 else inf if fall > 0.0 else -inf
