@@ -1,7 +1,7 @@
 """The weighted layers with the gain of their weights, and the signal that went through them."""
 
 from dataclasses import dataclass
-from math import isfinite, log10, sqrt
+from math import hypot, isfinite, log10, sqrt
 from statistics import median
 
 from evengrad.diagnose._movement import gain_of
@@ -54,7 +54,7 @@ class Gain:
 
 def untrained(reading: Reading, record: Record) -> bool:
     """Tell whether a reading is of the weights before their first step."""
-    return reading.step == 0 and record.readings[0].step == 0
+    return all(one.step == 0 for one in (reading, *record.readings[:1]))
 
 
 def gains(reading: Reading) -> tuple[Gain, ...]:
@@ -105,8 +105,8 @@ def input_rms(reading: Reading) -> float | None:
     if reading.ends is None or not reading.ends.inputs:
         return None
     first = reading.ends.inputs[0]
-    rms = sqrt(first.mean**2 + first.std**2) if isfinite(first.mean) and isfinite(first.std) else 0.0
-    return rms if first.dtype.startswith(("float", "bfloat")) and rms > 0.0 else None
+    rms = hypot(first.mean, first.std)
+    return rms if first.dtype.startswith(("float", "bfloat")) and 0.0 < rms < float("inf") else None
 
 
 def _matrix_of_each_module(reading: Reading) -> dict[str, ParameterReading]:

@@ -50,7 +50,7 @@ class BatchNormMisuse(AbstractRule):
         few = [layer for layer in layers if layer.training and 0 < layer.observations < FEWEST_OBSERVATIONS]
         if few:
             return _few(few)
-        trained = reading.step > record.readings[0].step
+        trained = any(reading.step > one.step for one in record.readings[:1])
         unset = [layer for layer in layers if not layer.training and layer.tracked == 0]
         return _unset(unset, reading.step) if unset and trained else Sign(decades=0.0)
 

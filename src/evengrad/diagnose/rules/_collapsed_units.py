@@ -26,8 +26,7 @@ class CollapsedUnits(AbstractRule):
         For each weight matrix of two units or more how much its rows differ, and how much the rows of its gradient do,
         relative to their norms. The rule speaks where neither differ by more than 1 % (the gradients by a half where
         several layers have equal weights that are not zero); and where the rows do not differ and the gradient is
-        exactly zero, if no matrix of the model has rows that differ (all zeros, say), or
-        if no matrix gets a gradient at all.
+        exactly zero, if no matrix of the model has rows that differ (all zeros, say), or if biases alone get one.
 
     Hurts:
         Units with the same weights compute the same, get the same gradient, and are the same after every step: a
@@ -58,17 +57,7 @@ class CollapsedUnits(AbstractRule):
         judged = [one for one in reading.weights if one.fan_in > 0 and None not in (one.row_spread, one.grad_rms)]
         if not judged or not _is_finite(reading):
             return None
-        frozen = record.setup is not None and bool(record.setup.frozen)
-        constant = sum(one.row_spread <= EQUAL and one.weight_rms > 0.0 for one in judged if one.row_spread is not None)
-        most = ALIKE if constant > 1 else SAME
-        collapsed = [one for one in judged if _same_rows(one) and _same_gradient(one, most)]
-        if judged[-1] in collapsed and not _starved(judged[-1]):
-            collapsed.remove(judged[-1])  # outputs that are meant to be the same, such as those of several critics
-        starved = [one for one in judged if _same_rows(one) and _starved(one)]
-        stuck = all(_starved(one) for one in judged) and any(norm > 0.0 for norm in reading.grad_norms)
-        if not (all(_same_rows(one) for one in judged) and not frozen) and not (stuck and len(starved) > 1):
-            starved = []
-        named = {one.name for one in (*collapsed, *starved)}
+        named = {one.name for one in (*_together(judged), *_stuck(judged, reading, record))}
         found = [one for one in judged if one.name in named]
         return _told(found, len(judged)) if found else Sign(decades=0.0)
 
@@ -81,6 +70,28 @@ def _is_finite(reading: Reading) -> bool:
     """Tell whether the weights can be compared: numbers that are not finite are left out of what was measured."""
     known = [number for number in (reading.loss, reading.total_norm) if number is not None]
     return all(isfinite(number) for number in known) and finite_readings(reading.layers)
+
+
+def _together(judged: Sequence[ParameterReading]) -> list[ParameterReading]:
+    """List the matrices whose units are the same and are moved alike; not outputs that are meant to be the same."""
+    constant = [one for one in judged if one.weight_rms > 0.0 and (one.row_spread or 0.0) <= EQUAL]
+    most = ALIKE if len(constant) > 1 else SAME
+    return [one for one in judged[:-1] if _same_rows(one) and _same_gradient(one, most)]
+
+
+def _stuck(judged: Sequence[ParameterReading], reading: Reading, record: Record) -> list[ParameterReading]:
+    """List the matrices of equal units without a gradient, where it is sure that none will come.
+
+    It will not come to a model of which every matrix has equal units, unless some of it is frozen and out of sight; nor
+    where the gradient reaches biases only. A zero weight before another zero weight, as in front of a head that starts
+    at zero, gets its gradient one step later.
+    """
+    starved = [one for one in judged if _same_rows(one) and _starved(one)]
+    alone = record.setup is None or not record.setup.frozen
+    no_matrix = all(_starved(one) for one in judged) and any(norm > 0.0 for norm in reading.grad_norms)
+    if (alone and all(_same_rows(one) for one in judged)) or (no_matrix and len(starved) > 1):
+        return starved
+    return []
 
 
 def _same_rows(weight: ParameterReading) -> bool:
@@ -99,7 +110,7 @@ def _same_gradient(weight: ParameterReading, most: float) -> bool:
 def _told(found: Sequence[ParameterReading], count: int) -> Sign:
     first = found[0]
     how = _looks_like(first)
-    gradient = "no gradient" if _starved(first) else "the same gradient in each"
+    gradient = "no gradient" if _starved(first) else "the same gradient, or nearly"
     return Sign(
         decades=MOST_DECADES,
         speaks=True,

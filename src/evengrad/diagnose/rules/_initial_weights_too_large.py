@@ -49,9 +49,9 @@ class InitialWeightsTooLarge(AbstractRule):
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Judge the first reading of a run that starts at step 0."""
-        path = gains(reading)
+        path = gains(reading) if untrained(reading, record) else ()
         depth = depth_of(path, reading)
-        if depth is None or not untrained(reading, record):
+        if depth is None:
             return None
         if is_normalised(reading):
             return Sign(decades=0.0)

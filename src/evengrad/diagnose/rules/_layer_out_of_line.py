@@ -55,8 +55,8 @@ class LayerOutOfLine(AbstractRule):
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """Judge the first reading of a run that starts at step 0."""
-        path = gains(reading)
-        if not untrained(reading, record) or len(path) <= FEWEST_OTHERS:
+        path = gains(reading) if untrained(reading, record) else ()
+        if len(path) <= FEWEST_OTHERS:
             return None
         found = [(abs(away), place, away) for place in range(len(path)) if (away := _away(path, place)) is not None]
         if not found:
