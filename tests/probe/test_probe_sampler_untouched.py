@@ -8,6 +8,7 @@ import pytest
 import torch
 from sampled_models import CLOSE, MODELS, Tied, exact, is_close, sampled_once, vectors
 from torch import nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evengrad.probe import Sampler
@@ -16,9 +17,9 @@ from evengrad.probe import Sampler
 def trained(name, *, sampled=True, autocast=False, steps=4):
     """Train a few steps, with an evaluation after each; give all that a step leaves behind."""
     torch.manual_seed(0)
-    make, data = MODELS[name]
+    make, data = ALL[name]
     model, left = make(), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.05, momentum=0.9)
     sampler = Sampler(model)
     for step in range(steps):
         if sampled and step % 2:
@@ -30,7 +31,7 @@ def trained(name, *, sampled=True, autocast=False, steps=4):
             readings = sampler.readings(sampler.packed().tolist())
             sampler.disarm()
             assert readings
-        left += [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+        left += [loss.detach(), *(one.grad.clone() for one in model.parameters() if one.requires_grad)]
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -39,13 +40,83 @@ def trained(name, *, sampled=True, autocast=False, steps=4):
     return [*left, *model.state_dict().values(), torch.get_rng_state(), torch.tensor(random.getstate()[1])]
 
 
+class Everything(nn.Module):
+    """Convolutions with batch norm, a recurrent part on data, attention in three spellings, dropout, functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.rnn, self.gru = nn.LSTM(9, 6, 2, batch_first=True, dropout=0.2), nn.GRU(9, 6, bidirectional=True)
+        self.cell, self.attention = nn.GRUCell(6, 6), nn.MultiheadAttention(6, 2, dropout=0.2, batch_first=True)
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x):
+        pictures = torch.relu(self.norm(self.conv(x))).mean((2, 3))
+        h = self.rnn(x[:, 0])[0] + self.gru(x[:, 1].transpose(0, 1))[0].transpose(0, 1)[..., :6]
+        state = pictures
+        for step in h.unbind(1):
+            state = self.cell(step, state)
+        h = h + self.attention(h, h, h, need_weights=False)[0]
+        h = h + functional.scaled_dot_product_attention(h, h, h, dropout_p=0.1, is_causal=True)
+        weights = functional.dropout((h @ h.transpose(1, 2)).softmax(-1), 0.2)
+        return self.drop(weights @ functional.gelu(h)).sum(1) + state * pictures
+
+
+class FrozenEncoder(nn.Module):
+    """Torch runs a frozen encoder in evaluation mode fused, with roundings of its own, unless there are hooks."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).requires_grad_(requires_grad=False)
+        self.head = nn.Linear(12, 6)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, x):
+        return functional.relu(self.head(self.encoder(x)))
+
+
+class Frozen(nn.Module):
+    """A frozen recurrent part whose output the model takes out of the graph by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(6, 6).requires_grad_(requires_grad=False), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.head(torch.from_numpy(self.rnn(x)[0].float().numpy()))
+
+
+SPECIAL = {
+    "everything": (Everything, lambda: torch.randn(4, 3, 8, 9)),
+    "frozen encoder": (FrozenEncoder, lambda: torch.randn(4, 5, 12)),
+    "frozen recurrent": (Frozen, vectors),
+}
+ALL = MODELS | SPECIAL
+
+
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_sampled_run_is_equal_to_the_bit(name, autocast):
     plain = trained(name, sampled=False, autocast=autocast)
     sampled = trained(name, autocast=autocast)
     assert len(plain) == len(sampled)
     assert all(torch.equal(one, other) for one, other in zip(plain, sampled, strict=True))
+
+
+def test_a_frozen_encoder_in_evaluation_mode_is_not_read_and_what_follows_is():
+    torch.manual_seed(0)
+    model = FrozenEncoder().train()
+    names = [layer.name for layer in sampled_once(model, torch.sum, torch.randn(4, 5, 12))]
+    assert names == ["head"]
+    model.encoder.requires_grad_()
+    names = [layer.name for layer in sampled_once(model, torch.sum, torch.randn(4, 5, 12))]
+    assert names[0] == "encoder.layers.0.self_attn"
+    assert names[-2:] == ["head", "relu()"]
 
 
 class Waits(TorchDispatchMode):

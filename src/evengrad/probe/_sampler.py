@@ -30,28 +30,49 @@ class Sampler:
     `packed()` reduces all of them together. Where an output has at most 4,096 elements the numbers are exact, else they
     are estimates: a rare maximum or a rare NaN can be missed.
 
-    What a sample cannot tell has a value that makes no rule speak: `observations` and `dead_frac` are 0, `weight_norm`
-    and `weight_grad_norm` None, `time_grad_rms` is empty. `output_finite` and `grad_finite` are of the sample;
-    `input_finite` tells whether the samples of all earlier outputs, and of what the first module took, are finite.
+    Not of the sample but of everything there is: `dead_frac` and `observations` of rectifiers (ReLU and ReLU6, modules
+    and functions), where a unit is dead that was zero for every sample of the last ten sampled steps, this one
+    included, and `observations` counts all of them; the window begins anew when other rectifiers are called than
+    before, or with other numbers of units. And `time_grad_rms` of recurrent modules; their input is stood in for by one
+    that requires a gradient where it has none (not inside of a checkpoint, which compares what it computes again).
+    `logit_absmax` and the gates are of few queries, and of few time steps and samples; of a cell in a loop the gates of
+    every eighth call are computed. `tracked` is the count after the step's forward.
+
+    What a sample cannot tell has a value that makes no rule speak: `observations` and `dead_frac` of all else are 0,
+    `weight_norm` and `weight_grad_norm` None. `output_finite` and `grad_finite` are of the sample; `input_finite` tells
+    whether the samples of all earlier outputs, and of what the first module took, are finite.
 
     One forward and its backward are seen: calls while the model is in training mode (single modules of it may be in
     evaluation mode) and gradients are enabled, until the first gradient arrives. So an evaluation in between and the
-    later micro-batches of an accumulation do not count. What a checkpoint computes again does not count twice; a
-    reentrant one, which forwards without gradients, is read when it computes again. A gradient that arrives more than
-    once counts as it arrived last. Of a module that is called more than 64 times the last 64 calls are read.
+    later micro-batches of an accumulation do not count; of replicas in several threads one does. What a checkpoint
+    computes again does not count twice; a reentrant one, which forwards without gradients, is read when it computes
+    again, without the functions and dead units in it. A gradient that arrives more than once counts as it arrived last.
+    Of a module that is called more than 64 times the last 64 calls are read.
 
-    Not seen: non-linearities that are called as functions, outputs that are no plain strided tensors (nested, sharded),
-    calls under `torch.func.vmap` or in a CUDA graph, modules that were added after the sampler was made. In a
-    compiled model no hook fires: no readings, and no error.
+    Non-linearities and attention that are called as functions are seen by a torch-function mode, which is on in the
+    forward of the outermost module that may call some, in a step that is sampled.
+
+    Compiled models run eagerly in a step that is sampled, for no hook fires in compiled code: what `torch.compile` or
+    `Module.compile` has made of the model or of parts of it is passed by, and where the model is compiled from outside,
+    which shows in that no hook fires, `torch.compiler.set_stance("force_eager")` holds from `arm()` to `disarm()` (also
+    in the first step, when nothing is known yet). Nothing is compiled anew in the steps that are not sampled. Results
+    of a step that runs eagerly differ by the roundings in which the backend differs from eager mode.
+
+    Not seen: outputs that are no plain strided tensors (nested, sharded), calls under `torch.func.vmap` or in a CUDA
+    graph, modules that were added after the sampler was made; frozen attention of torch in evaluation mode, which torch
+    runs in fused operations that round differently, and the functions of a model that has some.
 
     Args:
         model: The model that is trained.
 
+    Attributes:
+        on_backward: Called once in each armed round, when the first gradient arrives, in the thread of the backward.
+
     Cost: About 32 KiB of memory for each sampled call (64 MiB for 2,048 of them, which is the most), kept from one
-    sampled step to the next. On one CPU thread a sampled step took 1.03 plain steps for a transformer of 10M parameters
-    and for a convolutional network, 1.01 for an LSTM, and 1.6 for a thousand layers of 8 units, where every layer takes
-    as long as its hooks. An output of more than 4,096 elements with gaps in memory is copied whole. No host
-    synchronisation.
+    sampled step to the next. On one CPU thread a sampled step took 1.06 plain steps for a convolutional network, 1.12
+    for a transformer of 10M parameters on 64 tokens, 1.11 for an LSTM, and 1.6 for a thousand layers of 8 units, where
+    every layer takes as long as its hooks. An output of more than 4,096 elements with gaps in memory is copied whole.
+    No host synchronisation.
 
     Example:
         >>> import torch
