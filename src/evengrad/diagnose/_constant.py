@@ -1,7 +1,7 @@
 """The loss of a run against that of the best constant prediction: whether anything has been learnt from the inputs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, log, prod, sqrt
 from statistics import fmean, stdev
 
@@ -11,7 +11,7 @@ from evengrad.nouns import Ends, Reading, Record
 # With fewer samples the best constant of a batch is fitted to these very samples and says little of the data.
 FEWEST_SAMPLES = 8
 FEWEST_BATCHES = 3
-FEWEST_LOSSES = 20
+FEWEST_LOSSES = 10
 # Batches of which the best constant loses the same: they are one batch, or hold the same share of each class.
 SAME = 1e-5
 # Of the constant's loss, what may be owed to fitting: where it is more, the correction is a guess.
@@ -48,7 +48,8 @@ def against_constant(record: Record) -> Level | None:
     """Divide the loss by that of the best constant prediction, over the second half of a run.
 
     Pooled over the sampled batches, each loss against the constant of its own batch, freed of what the constant owes to
-    having been fitted to it. Where the batches are too small for that, the mean of all losses of a cross entropy is
+    having been fitted to it; where fewer than three were sampled there, all losses of the second half against the
+    constants of the whole run. Where the batches are too small for that, the mean of all losses of a cross entropy is
     held against the uniform prediction, which is never better than the best constant: a ratio of 1 or more means the
     same, one below does not mean much. None where the form of the loss is not known or it is one part of a sum.
 
@@ -56,16 +57,20 @@ def against_constant(record: Record) -> Level | None:
     """
     middle = (record.readings[0].step + record.readings[-1].step) / 2
     late = [reading for reading in sampled(record, middle) if _is_alone(reading)]
-    if len(late) < FEWEST_BATCHES:
-        return None
     pairs = _pairs(late)
     if len(pairs) >= FEWEST_BATCHES:
         return _level(pairs)
     losses = [one.loss for one in record.readings if one.loss is not None and one.step >= middle and isfinite(one.loss)]
-    uniform = _uniform(late, next((one.loss for one in record.readings if one.loss is not None), 0.0))
-    if uniform is None or len(losses) < FEWEST_LOSSES:
+    everywhere = [reading for reading in sampled(record) if _is_alone(reading)]
+    if len(everywhere) < FEWEST_BATCHES or len(losses) < FEWEST_LOSSES:
         return None
-    return _level([(loss, uniform) for loss in losses])
+    constants = [constant for _, constant in _pairs(everywhere)]
+    if len(constants) < FEWEST_BATCHES:
+        uniform = _uniform(everywhere, next((one.loss for one in record.readings if one.loss is not None), 0.0))
+        return None if uniform is None else _level([(loss, uniform) for loss in losses])
+    constant, error = fmean(constants), stdev(constants) / sqrt(len(constants))
+    level = _level([(loss, constant) for loss in losses])
+    return replace(level, error=sqrt(level.error**2 + (level.ratio * error / constant) ** 2))
 
 
 def _is_alone(reading: Reading) -> bool:

@@ -16,7 +16,8 @@ STOPPED_FRAC = 0.5 / 100 / 3  # of the loss, in a third of the run
 # The lowest hundredth of a run lies below its level by chance, by some noise; beyond a tenth it has been better.
 BETTER_FRAC = 0.1
 BETTER_SIGMAS = 3.0
-RISING_FRAC = 0.05
+# What is less of the loss in a third of the run is neither a rise nor a fall that matters.
+FLAT_FRAC = 0.05
 # A loss without noise (the whole data in each step) that has not moved by a hundredth has not moved.
 NO_NOISE_FRAC = 1e-3
 NOT_MOVED_FRAC = 0.01
@@ -46,14 +47,22 @@ def was_better(trend: Trend) -> bool:
     return below > BETTER_FRAC * abs(trend.end) and below > BETTER_SIGMAS * trend.end_noise
 
 
-def stuck_at_constant(trend: Trend) -> bool:
-    """Tell whether the loss is where a constant prediction has it, was never better, and neither falls nor rises.
+def at_constant(trend: Trend) -> bool:
+    """Tell whether the loss is no better than a constant prediction, was never better, and does not rise.
 
     A loss that rises to that level is that of a game, or diverges.
     """
-    if trend.level is None or not trend.level.no_better or falls(trend) or was_better(trend):
+    if trend.level is None or not trend.level.no_better or was_better(trend):
         return False
-    return not (trend.rising and -trend.late_fall > RISING_FRAC * abs(trend.end))
+    return not (trend.rising and -trend.late_fall > FLAT_FRAC * abs(trend.end))
+
+
+def stuck_at_constant(trend: Trend) -> bool:
+    """Tell whether the loss has stopped falling there; far above the constant only if noise hides no fall."""
+    if trend.level is None or not at_constant(trend) or falls(trend):
+        return False
+    hidden = trend.late_fall + 2.0 * trend.late_error
+    return trend.level.ratio <= 1.0 + FLAT_FRAC or hidden <= FLAT_FRAC * abs(trend.end)
 
 
 def came_down(trend: Trend) -> bool:

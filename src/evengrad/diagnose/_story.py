@@ -6,6 +6,9 @@ from dataclasses import replace
 from evengrad.diagnose._families import BRINGS, FAMILIES, GIVEN
 from evengrad.nouns import Finding
 
+UNEXPLAINED = frozenset({"plateau", "not-learning"})
+WHERE_TO_LOOK = "nothing in the gradients explains it: look at the data, the labels and the capacity of the model"
+
 
 def told_as_a_story(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Order findings, and write into each the codes of those at the root that it follows from.
@@ -30,13 +33,20 @@ def told_as_a_story(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     story: list[Finding] = []
     tops = [finding for finding in ordered if not roots[finding.code]]
     for top in sorted(tops, key=lambda one: (one.severity != "critical", _key(one))):
-        story.append(top)
+        story.append(_as_root(top))
         story += [
             replace(finding, follows=roots[finding.code])
             for finding in ordered
             if roots[finding.code] and _first(roots[finding.code], tops) == top.code
         ]
     return tuple(story)
+
+
+def _as_root(finding: Finding) -> Finding:
+    """Say of a loss that stands still and of nothing else where to look: no other rule explains it."""
+    if finding.family not in UNEXPLAINED or finding.message.endswith(WHERE_TO_LOOK):
+        return finding
+    return replace(finding, message=f"{finding.message}; {WHERE_TO_LOOK}")
 
 
 def _first(codes: tuple[str, ...], tops: Sequence[Finding]) -> str:

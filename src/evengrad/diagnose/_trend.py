@@ -101,6 +101,11 @@ class Trend:
         return self.late_sigmas >= SIGNIFICANT_SIGMAS
 
     @property
+    def late_error(self) -> float:
+        """Standard error of the late fall."""
+        return self.late_fall / self.late_sigmas if self.late_sigmas not in {0.0, inf, -inf} else 0.0
+
+    @property
     def rising(self) -> bool:
         """Whether the loss went up within the last third beyond what noise can do."""
         return self.late_sigmas <= -SIGNIFICANT_SIGMAS

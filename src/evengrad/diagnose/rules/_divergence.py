@@ -65,12 +65,12 @@ class Divergence(AbstractRunRule):
         if trend is None:
             return None
         start = min(trend.start, next(loss for _, loss in told if isfinite(loss)))
+        if _given_back(trend, record):
+            return _sign(told, trend.best, trend.end, "after it had come down to that")
         if trend.still_falling or trend.end - start <= SIGNIFICANT_SIGMAS * trend.end_noise / trend.count**0.5:
             return Sign(decades=0.0)
         if _above_level(trend, start) or _risen(trend, start, record):
             return _sign(told, start, trend.end, "and stays there")
-        if _given_back(trend, record):
-            return _sign(told, trend.best, trend.end, "after it had come down to that")
         return Sign(decades=0.0)
 
     def cures(self) -> tuple[Cure, ...]:
@@ -112,6 +112,7 @@ def _given_back(trend: Trend, record: Record) -> bool:
     back = trend.end - trend.best
     return (
         trend.from_start
+        and not trend.still_falling
         and gained > 10.0 * max(trend.start_noise, trend.end_noise)
         and back > REGAINED_FRAC * gained
         and trend.best > 0.0

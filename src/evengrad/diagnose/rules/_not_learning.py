@@ -4,7 +4,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._constant import Level
-from evengrad.diagnose._level import came_down, falls, has_ended, is_young, never_moved, stuck_at_constant
+from evengrad.diagnose._level import at_constant, came_down, falls, has_ended, is_young, never_moved, stuck_at_constant
 from evengrad.diagnose._trend import Trend, trend_of
 from evengrad.nouns import Cure, Evidence, Record
 
@@ -57,8 +57,8 @@ class NotLearning(AbstractRunRule):
             return _not_moved(trend) if never_moved(trend, record) else None
         if stuck_at_constant(trend):
             return Sign(decades=0.0) if came_down(trend) and not is_young(trend) else _told(trend, trend.level)
-        if ended and trend.level.no_better and falls(trend):
-            return _told(trend, trend.level, falling=True)
+        if ended and at_constant(trend):
+            return _told(trend, trend.level, falling=falls(trend))
         return Sign(decades=0.0)
 
     def cures(self) -> tuple[Cure, ...]:
@@ -67,7 +67,11 @@ class NotLearning(AbstractRunRule):
 
 
 def _told(trend: Trend, level: Level, *, falling: bool = False) -> Sign:
-    how = "it was still falling when the run ended: too few or too short steps" if falling else "it does not fall"
+    how = (
+        "it was still falling when the run ended: too few or too short steps"
+        if falling
+        else "it does not fall beyond noise"
+    )
     return _sign(
         trend,
         f"after {trend.steps} steps the loss of {trend.end:.4g} is {level.ratio:.2f} times that of the best constant "

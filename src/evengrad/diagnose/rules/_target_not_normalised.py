@@ -35,7 +35,8 @@ class TargetNotNormalised(AbstractRunRule):
         predicting.
 
     False alarms:
-        Told only in a run that another rule found sick. Runs that are not seen from their first step are not judged.
+        Told only in a run that another rule found sick. Runs that are not seen from their first step are not judged,
+        nor models of a single layer with weights: its curvature is that of its input, whatever the target.
 
     Source:
         LeCun, Bottou, Orr and Mueller 1998, Efficient BackProp, section 4; Stack Overflow 46642627.
@@ -55,6 +56,8 @@ class TargetNotNormalised(AbstractRunRule):
         ends = [reading.ends for reading in readings if reading.ends is not None]
         targets = [one.target for one in ends if one.target is not None and not is_whole(one.target)]
         form, output = form_of(ends[0]), ends[0].output
+        if sum(layer.weighted for layer in readings[0].layers) == 1:
+            return None
         if not targets or output is None or form is None or form.name not in DISTANCES:
             return None
         size, spread = typical([rms_of(one) for one in targets]), typical([one.std for one in targets])
