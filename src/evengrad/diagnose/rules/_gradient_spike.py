@@ -14,6 +14,7 @@ from evengrad.nouns import Cure, Evidence, Reading, Record
 FEWEST_DECADES = 1.0
 FEWEST_SIGMAS = 6.0
 WINDOW = 50
+LATELY = 5
 FEWEST_BEFORE = 20
 FEWEST_LOSSES = 10
 MOST_CANDIDATES = 50
@@ -83,7 +84,7 @@ class GradientSpike(AbstractRunRule):
 
 
 def _spikes(norms: Sequence[tuple[int, float]], readings: Sequence[Reading]) -> list[_Spike]:
-    """List the first norm of each row that stands out and was applied; a rough pass first, for long runs."""
+    """List the norms that stand out and were applied; a rough pass first, for long runs."""
     rough: list[int] = []
     usual = median(norm for _, norm in norms[:WINDOW])
     for index, (place, norm) in enumerate(norms):
@@ -105,6 +106,8 @@ def _spike_at(norms: Sequence[tuple[int, float]], index: int) -> _Spike | None:
     excess = norms[index][1] - usual
     if excess < max(FEWEST_DECADES, FEWEST_SIGMAS * spread_of(before)):
         return None
+    if median(before[-LATELY:]) > usual + FEWEST_DECADES / 2:
+        return None  # norms are large already: what comes after a spike, or a blow-up, and no spike of its own
     return _Spike(place=norms[index][0], usual=usual, excess=excess)
 
 
