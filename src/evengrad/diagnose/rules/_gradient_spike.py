@@ -14,7 +14,7 @@ from evengrad.nouns import Cure, Evidence, Reading, Record
 FEWEST_DECADES = 1.0
 FEWEST_SIGMAS = 6.0
 WINDOW = 50
-LATELY = 5
+LATELY = 5  # steps within which large norms are one event
 FEWEST_BEFORE = 20
 FEWEST_LOSSES = 10
 MOST_CANDIDATES = 50
@@ -106,7 +106,7 @@ def _spike_at(norms: Sequence[tuple[int, float]], index: int) -> _Spike | None:
     excess = norms[index][1] - usual
     if excess < max(FEWEST_DECADES, FEWEST_SIGMAS * spread_of(before)):
         return None
-    if median(before[-LATELY:]) > usual + FEWEST_DECADES / 2:
+    if max(before[-LATELY:]) > usual + FEWEST_DECADES / 2:
         return None  # norms are large already: what comes after a spike, or a blow-up, and no spike of its own
     return _Spike(place=norms[index][0], usual=usual, excess=excess)
 
