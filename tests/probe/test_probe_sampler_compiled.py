@@ -9,7 +9,7 @@ from sampled_models import sampled_once, vectors
 from torch import nn
 from torch.nn import functional
 
-from evengrad.probe import Sampler
+from evengrad.probe import Sampler, is_compiled
 
 # torch's own: it looks at `.grad` of an intermediate tensor when it traces a function that is given one.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -74,15 +74,12 @@ def around(model, backend):
     return model, torch.compile(model, backend=backend, fullgraph=True)
 
 
-def step_function(model, backend):
-    def run(x):
-        return model(x)
-
-    return model, torch.compile(run, backend=backend, fullgraph=True)
+def around_part(model, backend):
+    """As before, in something that holds it."""
+    return model, torch.compile(nn.Sequential(model), backend=backend, fullgraph=True)
 
 
-WAYS = {way.__name__: way for way in (wrapped, method, wrapped_part, method_part)}
-AROUND = {way.__name__: way for way in (around, step_function)}
+WAYS = {way.__name__: way for way in (wrapped, method, wrapped_part, method_part, around, around_part)}
 
 
 def trained(way, *, sampled, steps=7):
@@ -118,14 +115,74 @@ def test_a_compiled_model_is_read_at_every_sampled_step_and_compiled_once(way, s
     assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))
 
 
-@pytest.mark.parametrize("way", AROUND)
-@pytest.mark.parametrize("sampled", [(0, 2, 4, 6), (2, 3, 4, 6)])
-def test_what_is_compiled_around_a_model_is_found_out_and_compiled_once(way, sampled):
-    plain, _, once = trained(AROUND[way], sampled=())
-    found, names, counts = trained(AROUND[way], sampled=sampled)
-    assert names == [NAMES, [], NAMES, NAMES]
-    assert counts[-1] == once[-1] == 1
-    assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))
+def test_a_model_that_is_wrapped_after_the_first_step_was_begun_is_read_from_the_second_one_on():
+    torch._dynamo.reset()
+    backend, model = Counting(), Net()
+    sampler = Sampler(model)
+    sampler.arm()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    compiled(vectors()).sum().backward()
+    names = [[layer.name for layer in sampler.readings(sampler.packed().tolist())]]
+    sampler.disarm()
+    for _ in range(3):
+        compiled(vectors())
+    count = backend.count
+    for _ in range(2):
+        sampler.arm()
+        compiled(vectors()).sum().backward()
+        names += [[layer.name for layer in sampler.readings(sampler.packed().tolist())]]
+        sampler.disarm()
+        compiled(vectors())
+    assert names == [[], NAMES, NAMES]
+    assert backend.count == count <= 2
+
+
+@pytest.mark.parametrize("armed", [True, False])
+def test_a_compiled_step_that_calls_a_compiled_model_goes_on_as_it_was(armed):
+    torch._dynamo.reset()
+    backend, model = Counting(), Net()
+    model.compile(backend=backend, fullgraph=True)
+    step = torch.compile(lambda x: model(x).sum(), backend=backend, fullgraph=True)
+    sampler = Sampler(model)
+    if armed:
+        sampler.arm()
+    step(vectors()).backward()
+    assert sampler.packed().numel() == 0
+    sampler.disarm()
+    with torch.compiler.set_stance("force_eager"):
+        sampler.arm()
+        step(vectors()).backward()
+        assert [layer.name for layer in sampler.readings(sampler.packed().tolist())] == NAMES
+        sampler.disarm()
+
+
+def test_an_evaluation_in_a_step_that_is_sampled_is_compiled():
+    torch._dynamo.reset()
+    backend, model = Counting(), Net()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    sampler = Sampler(compiled)
+    sampler.arm()
+    model.eval()
+    with torch.no_grad():
+        compiled(vectors())
+    assert backend.count == 1
+    model.train()
+    compiled(vectors()).sum().backward()
+    assert backend.count == 1
+    compiled(vectors()).sum().backward()  # the second micro-batch
+    assert backend.count > 1
+    assert len(sampler.readings(sampler.packed().tolist())) == len(NAMES)
+    sampler.disarm()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whether_a_model_is_compiled_can_be_told(way):
+    model = Net()
+    assert not is_compiled(model)
+    kept = WAYS[way](model, "eager")
+    assert is_compiled(model)
+    assert is_compiled(kept[0])
+    assert not is_compiled(Net())
 
 
 def test_a_compiled_function_in_an_eager_model_goes_on_as_it_was():
@@ -161,8 +218,6 @@ def test_a_model_that_is_compiled_while_the_hooks_are_on_stays_compiled():
     sampler = Sampler(model)
     sampler.arm()
     model.compile(backend=backend, fullgraph=True)
-    model(vectors()).sum().backward()
-    sampler.packed()
     sampler.disarm()
     model(vectors())
     assert backend.count == 1
@@ -182,14 +237,3 @@ def test_copies_of_an_armed_compiled_model_are_whole():
     plain = Net()
     Sampler(plain).arm()
     assert torch.equal(pickle.loads(pickle.dumps(plain)).eval()(x), Net().eval()(x))
-
-
-def test_the_compiler_s_stance_is_as_it_was_found():
-    torch._dynamo.reset()
-    model, x = Net(), vectors()
-    compiled = torch.compile(model, backend="eager")
-    sampler = Sampler(model)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        assert sampled_once(compiled, torch.sum, x, sampler)
-        with pytest.raises(RuntimeError, match="fail_on_recompile"):
-            compiled(x)

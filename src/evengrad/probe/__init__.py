@@ -1,5 +1,6 @@
 """Readings of a model without changing it."""
 
+from evengrad.probe._eagerly import is_compiled
 from evengrad.probe._ends import EndsSample
 from evengrad.probe._left_as_found import left_as_found
 from evengrad.probe._probe import checked_batch, named_parameters, probe
@@ -14,6 +15,7 @@ __all__ = [
     "Sampler",
     "WeightSampler",
     "checked_batch",
+    "is_compiled",
     "left_as_found",
     "named_parameters",
     "probe",

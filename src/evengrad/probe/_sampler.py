@@ -52,11 +52,13 @@ class Sampler:
     Non-linearities and attention that are called as functions are seen by a torch-function mode, which is on in the
     forward of the outermost module that may call some, in a step that is sampled.
 
-    Compiled models run eagerly in a step that is sampled, for no hook fires in compiled code: what `torch.compile` or
-    `Module.compile` has made of the model or of parts of it is passed by, and where the model is compiled from outside,
-    which shows in that no hook fires, `torch.compiler.set_stance("force_eager")` holds from `arm()` to `disarm()` (also
-    in the first step, when nothing is known yet). Nothing is compiled anew in the steps that are not sampled. Results
-    of a step that runs eagerly differ by the roundings in which the backend differs from eager mode.
+    Compiled models run eagerly in the forward that is read, for no hook fires in compiled code: what `torch.compile` or
+    `Module.compile` has made of the model, of parts of it or of what holds it is passed by there, and nothing is
+    compiled anew for that. The results of this forward differ by the roundings in which a backend differs from eager
+    mode. A model whose first compiled forward runs before that is known, because it was wrapped after the first
+    `arm()`, is not read in that step, and compiled once more without the hooks. A compiled function that calls the
+    model, such as a whole training step, is not found: run it under `torch.compiler.set_stance("force_eager")` where
+    its layers are to be read.
 
     Not seen: outputs that are no plain strided tensors (nested, sharded), calls under `torch.func.vmap` or in a CUDA
     graph, modules that were added after the sampler was made; frozen attention of torch in evaluation mode, which torch
@@ -101,7 +103,7 @@ class Sampler:
         self._fused = [module for module in named if isinstance(module, FUSED)]
         calls = self._calls
         self._functions = Functions(model, calls.counts, calls.see_function, calls.forget_last)
-        self._eagerly = Eagerly(model)
+        self._eagerly = Eagerly(model, calls.counts)
         self._window = Window()
         self._armed = False
         self._layout = Layout()
@@ -154,7 +156,8 @@ class Sampler:
         Cost: Some fifteen operations for each of at most nine widths, and as many for all rectifiers together, whatever
             the number of layers (on a CPU for each MiB of samples too); no host synchronisation.
         """
-        self._eagerly.judge(fired=self._calls.round.fired)
+        if not self._calls.round.fired:
+            self._eagerly.look_again()
         numbers, self._layout = packed(self._calls, self._window)
         return numbers
 
