@@ -57,7 +57,9 @@ class CollapsedUnits(AbstractRule):
         judged = [one for one in reading.weights if one.fan_in > 0 and None not in (one.row_spread, one.grad_rms)]
         if not judged or not _is_finite(reading):
             return None
-        named = {one.name for one in (*_together(judged), *_stuck(judged, reading, record))}
+        last = next(one.name for one in reversed(reading.weights) if one.fan_in > 0)
+        hidden = [one for one in judged if one.name != last]  # several outputs, such as critics, may be the same
+        named = {one.name for one in (*_together(hidden), *_stuck(judged, reading, record))}
         found = [one for one in judged if one.name in named]
         return _told(found, len(judged)) if found else Sign(decades=0.0)
 
@@ -72,11 +74,11 @@ def _is_finite(reading: Reading) -> bool:
     return all(isfinite(number) for number in known) and finite_readings(reading.layers)
 
 
-def _together(judged: Sequence[ParameterReading]) -> list[ParameterReading]:
-    """List the matrices whose units are the same and are moved alike; not outputs that are meant to be the same."""
-    constant = [one for one in judged if one.weight_rms > 0.0 and (one.row_spread or 0.0) <= EQUAL]
+def _together(hidden: Sequence[ParameterReading]) -> list[ParameterReading]:
+    """List the matrices whose units are the same and are moved alike."""
+    constant = [one for one in hidden if one.weight_rms > 0.0 and (one.row_spread or 0.0) <= EQUAL]
     most = ALIKE if len(constant) > 1 else SAME
-    return [one for one in judged[:-1] if _same_rows(one) and _same_gradient(one, most)]
+    return [one for one in hidden if _same_rows(one) and _same_gradient(one, most)]
 
 
 def _stuck(judged: Sequence[ParameterReading], reading: Reading, record: Record) -> list[ParameterReading]:
