@@ -13,7 +13,7 @@ from evengrad.checkup._counterfactual import Patient, Progress, with_causes
 from evengrad.checkup._table import table
 from evengrad.diagnose import findings_of, rules, symptoms_of
 from evengrad.nouns import Finding, OptimizerError, Reading, Record
-from evengrad.probe import named_parameters, probe
+from evengrad.probe import named_parameters, probe, setup_of
 
 # Rules that can judge nearly every network from one batch: where one of them cannot, that leaves something open.
 JUDGES_NEARLY_ALL = frozenset({"EG101", "EG102", "EG103", "EG104", "EG201", "EG202", "EG301", "EG302"})
@@ -84,7 +84,8 @@ def checkup(
         model: Any module with parameters, on any device, in the mode it should be examined in.
         loss: `loss(model(input), target)`, a scalar.
         batch: (input, target).
-        optimizer: If given, it is checked to hold parameters of this model; its learning rates go into the reading.
+        optimizer: If given, it is checked to hold parameters of this model; its learning rates go into the reading,
+            its settings and what it leaves out into the set-up.
         counterfactuals: Whether to try treatments on copies; without it a checkup is one forward and backward.
         seed: Where the random numbers of the treatments come from.
         progress: Called before each treatment that is tried.
@@ -95,7 +96,8 @@ def checkup(
         BatchError: The batch is not a pair, is empty or not finite, or its labels are out of range.
         LossError: The loss is not a scalar tensor, has no graph, or raised.
 
-    Cost: about two training steps, and as many again for each treatment tried.
+    Cost: about two training steps, and as many again for each treatment tried. Where the loss's graph has an autograd
+        function of the user's own, a copy of the model in float64 and some forwards more, to check its backward.
 
     Example:
         >>> import torch
@@ -106,10 +108,11 @@ def checkup(
         >>> [finding.code for finding in checkup(nn.Sequential(*layers), nn.functional.mse_loss, batch).findings]
         ['EG101']
     """
-    record = replace(probe(model, loss, batch), source=type(model).__name__)
+    record = replace(probe(model, loss, batch, check_backward=True), source=type(model).__name__)
     if optimizer is not None:
         reading = replace(record.readings[0], lrs=_learning_rates(model, optimizer))
-        record = replace(record, readings=(reading,))
+        setup = setup_of(model, [optimizer], named_parameters(model))
+        record = replace(record, readings=(reading,), setup=setup)
     findings = findings_of(record)
     if counterfactuals and findings:
         patient = Patient(model=model, loss=loss, batch=batch, record=record, seed=seed)

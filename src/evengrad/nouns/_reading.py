@@ -176,6 +176,9 @@ class Ends:
         softmax_size: Over how many numbers the softmax nearest to the loss goes; None without one.
         constant_loss: The loss of the best constant prediction on this batch, for losses whose form is known (cross
             entropy, squared and absolute error, binary cross entropy); None otherwise.
+        wrong_backward: Autograd functions of the user's own whose backward is not the slope of their forward: the
+            function, a parameter whose gradient comes out wrong (empty where that is not known), and its gradient over
+            what it should be. Looked for in checkups only.
     """
 
     inputs: tuple[TensorReading, ...] = ()
@@ -185,6 +188,7 @@ class Ends:
     cuts: tuple[str, ...] = ()
     softmax_size: int | None = None
     constant_loss: float | None = None
+    wrong_backward: tuple[tuple[str, str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evengrad.nouns import BatchError, LossError, ModelError, Reading, Record, output_of
+from evengrad.nouns import (
+    BatchError,
+    Ends,
+    LossError,
+    ModelError,
+    ParameterReading,
+    Reading,
+    Record,
+    output_of,
+)
+from evengrad.probe._custom_backward import Errors, custom_backward_errors, custom_functions
+from evengrad.probe._ends import EndsSample
 from evengrad.probe._kinds import plain_name
 from evengrad.probe._left_as_found import left_as_found
+from evengrad.probe._setup import setup_of
 from evengrad.probe._statistics import is_additive_mask, norm
 from evengrad.probe._watch import Watch, all_finite
+from evengrad.probe._weights import WeightSampler
+
+MOST_OF_AN_END = 1 << 20  # elements of an input, output or target that are read
 
 
 def probe(
@@ -22,6 +38,7 @@ def probe(
     *,
     step: int = 0,
     allow_broken_loss: bool = False,
+    check_backward: bool = False,
 ) -> Record:
     """Take a full reading of one batch: one forward, one backward, and everything left as found to the bit.
 
@@ -41,9 +58,12 @@ def probe(
             has the loss NaN and no gradients, and its layers end where the forward ended. Everything else raises as it
             does otherwise, which is the default because a loss that raises is more often a mistake in a program. On
             CUDA some losses stop the device instead of raising; nothing can be read after that.
+        check_backward: Whether autograd functions of the user's own are compared with difference quotients, where there
+            are any (`custom_backward_errors`); it costs a copy of the model and some forwards.
 
     Returns:
-        A record of one reading with the layers in the order of the forward pass.
+        A record of one reading with the layers in the order of the forward pass, the parameters and their gradients, of
+        which nobody can say what a step does to them, both ends of the model, and the set-up without an optimizer.
 
     Raises:
         ModelError: The model has no parameters, or its forward or backward raised.
@@ -51,7 +71,8 @@ def probe(
             its labels are out of range.
         LossError: The loss is not a scalar tensor, has no graph, or raised.
 
-    Cost: one forward and backward and some ten passes over every activation; no copy of parameters or gradients.
+    Cost: one forward and backward and some ten passes over every activation; a copy of 4,096 elements of each parameter
+        and gradient.
 
     Example:
         >>> import torch
@@ -64,24 +85,33 @@ def probe(
     parameters = named_parameters(model)
     data, target = checked_batch(batch)
     trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
+    functions: tuple[type, ...] = ()
     with left_as_found(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         with Watch(model) as watch:
-            value = _watched_loss(watch, loss, (data, target), allow_broken_loss=allow_broken_loss)
+            output, value = _watched_loss(watch, loss, (data, target), allow_broken_loss=allow_broken_loss)
+        sample = EndsSample(data, output, target, value, most=MOST_OF_AN_END)
+        if value is not None and check_backward:
+            functions = custom_functions(value)
+        del output
         found = None if value is None else _backward(model, value, [*trained, *watch.inputs])
-    if value is None or found is None:
-        reading = Reading(step=step, loss=float("nan"), layers=watch.readings(None))
-    else:
-        gradients: dict[Tensor, Tensor | None] = dict(zip(trained, found, strict=False))
+    gradients: dict[Tensor, Tensor | None] | None = None if found is None else dict(zip(trained, found, strict=False))
+    reading = Reading(
+        step=step,
+        loss=float("nan"),
+        layers=watch.readings(gradients),
+        weights=_weights(parameters, model, gradients or {}),
+        ends=_ends(sample, custom_backward_errors(model, loss, (data, target), functions)),
+    )
+    if value is not None and gradients is not None:
         norms = _norms(parameters, gradients)
-        reading = Reading(
-            step=step,
-            loss=float(value.detach()),
-            grad_norms=norms,
-            total_norm=sum(one * one for one in norms) ** 0.5,
-            layers=watch.readings(gradients),
-        )
-    dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
-    return Record(readings=(reading,), parameters=tuple(parameters), dtype=dtype)
+        total_norm = sum(one * one for one in norms) ** 0.5
+        reading = replace(reading, loss=float(value.detach()), grad_norms=norms, total_norm=total_norm)
+    return Record(
+        readings=(reading,),
+        parameters=tuple(parameters),
+        dtype=str(next(iter(parameters.values())).dtype).removeprefix("torch."),
+        setup=setup_of(model, parameters=parameters),
+    )
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -144,26 +174,26 @@ def _check_tensor(what: str, tensor: Tensor) -> None:
 
 def _watched_loss(
     watch: Watch, loss: Callable[[Any, Any], Tensor], batch: tuple[Any, Any], *, allow_broken_loss: bool
-) -> Tensor | None:
-    """Run forward and loss; None where what is not finite has kept them from giving a loss, and that is tolerated."""
+) -> tuple[Any, Tensor | None]:
+    """Run forward and loss; None where what is not finite has kept them from giving one, and that is tolerated."""
     data, target = batch
     try:
         output = _forward(watch.model, data)
     except ModelError:
         if allow_broken_loss and watch.saw_non_finite():
-            return None
+            return None, None
         raise
     excused = allow_broken_loss and not all_finite(output)
     try:
         value = _called(loss, output, target)
     except LossError:
         if excused:
-            return None
+            return output, None
         raise
     value = _scalar(value)
     if excused and not value.requires_grad:
-        return None
-    return _with_graph(value)
+        return output, None
+    return output, _with_graph(value)
 
 
 def _forward(model: nn.Module, data: Any) -> Any:
@@ -239,6 +269,18 @@ def _check_labels(output: Any, target: Any, cause: Exception) -> None:
 
 def _shape(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _weights(
+    parameters: Mapping[str, nn.Parameter], model: nn.Module, gradients: Mapping[Tensor, Tensor | None]
+) -> tuple[ParameterReading, ...]:
+    sampler = WeightSampler(parameters, model)
+    sampler.before(gradients=gradients)
+    return sampler.readings(sampler.packed().tolist())
+
+
+def _ends(sample: EndsSample, errors: Errors) -> Ends:
+    return replace(sample.readings(sample.packed().tolist()), wrong_backward=errors)
 
 
 def _norms(parameters: Mapping[str, nn.Parameter], gradients: Mapping[Tensor, Tensor | None]) -> tuple[float, ...]:

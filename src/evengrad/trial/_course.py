@@ -18,8 +18,17 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from evengrad.clip import AbstractPolicy, State, policy_of
 from evengrad.diagnose import findings_of, symptoms_of
 from evengrad.measure import Norms, scale_
-from evengrad.nouns import EvengradError, Finding, Reading, Record, Task, Trial, output_of
-from evengrad.probe import named_parameters, probe
+from evengrad.nouns import (
+    EvengradError,
+    Finding,
+    ParameterReading,
+    Reading,
+    Record,
+    Task,
+    Trial,
+    output_of,
+)
+from evengrad.probe import WeightSampler, named_parameters, probe, setup_of
 from evengrad.runlog import Writer
 from evengrad.trial._seeded import seed_all, seeded
 from evengrad.trial._user_code import Batch, batches, called, fingerprint, fresh_model, held_by
@@ -97,7 +106,9 @@ def run_course(plan: Plan, tick: Tick) -> Course:
         training = _Training(plan.task)
         if plan.log is not None:
             facts = {"task": plan.task.name, "label": plan.label, "seed": str(plan.seed), "stage": plan.stage}
-            writer = Writer(plan.log, parameters=training.names, dtype=training.dtype, facts=facts)
+            writer = Writer(
+                plan.log, parameters=training.names, dtype=training.dtype, facts=facts, setup=training.setup
+            )
             training.writer = stack.enter_context(writer)
         seed_all(plan.seed)  # the loop draws the same numbers whatever the treatment drew before
         metric, interrupted = None, False
@@ -154,6 +165,8 @@ class _Training:
         self._held = [name in parameters for name in everything]
         self.dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
         self.norms = Norms(list(parameters.values()))
+        self.weights = WeightSampler(parameters, self.model)
+        self.setup = setup_of(self.model, [self.optimizer], parameters)
         self.parameters = list(parameters.values())
         self.policy: AbstractPolicy | None = None if task.clip is None else policy_of(task.clip)
         self.state: State = {} if self.policy is None else self.policy.init(len(self.names))
@@ -186,7 +199,11 @@ class _Training:
     def _layers(self, batch: Batch, step: int) -> Reading:
         reading = probe(self.model, self.task.loss, batch, step=step, allow_broken_loss=bool(self.losses)).readings[0]
         norms = tuple(norm for norm, held in zip(reading.grad_norms, self._held, strict=False) if held)
-        return replace(reading, grad_norms=norms)
+        self.weights.before(gradients={})
+        moved = {one.name: one.moved_ratio for one in self._read_weights()}
+        pairs = zip(reading.weights, self._held, strict=False)
+        weights = tuple(replace(one, moved_ratio=moved.get(one.name)) for one, held in pairs if held)
+        return replace(reading, grad_norms=norms, weights=weights)
 
     def _step(self, batch: Batch, reading: Reading) -> str:
         self.model.zero_grad(set_to_none=True)
@@ -199,25 +216,33 @@ class _Training:
             return self._broken(batch, reading, err)
         value = float(loss.detach())
         self.losses.append(value)
+        if reading.weights:
+            self.weights.before()
         norms = self.norms.squared().sqrt().cpu().numpy()
         scale, skipped = self._clip(norms)
-        self._keep(
-            replace(
-                reading,
-                loss=value,
-                lrs=tuple(float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group),
-                grad_norms=tuple(norms.tolist()),
-                total_norm=float(np.linalg.norm(norms.astype(np.float64))),
-                scale=scale,
-                skipped=skipped,
-            )
+        reading = replace(
+            reading,
+            loss=value,
+            lrs=tuple(float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group),
+            grad_norms=tuple(norms.tolist()),
+            total_norm=float(np.linalg.norm(norms.astype(np.float64))),
+            scale=scale,
+            skipped=skipped,
         )
+        try:
+            if isfinite(value) and not skipped:
+                called(f"{what}, optimizer.step", self.optimizer.step, wanted="a step that goes through")
+                if reading.weights:
+                    self.weights.after()
+        finally:
+            self._keep(replace(reading, weights=self._read_weights()) if reading.weights else reading)
         if not isfinite(value):
             return f"the loss is {value} at step {reading.step}"
-        if not skipped:
-            called(f"{what}, optimizer.step", self.optimizer.step, wanted="a step that goes through")
         self._after(what, value)
         return ""
+
+    def _read_weights(self) -> tuple[ParameterReading, ...]:
+        return self.weights.readings(self.weights.packed().tolist())
 
     def _broken(self, batch: Batch, reading: Reading, err: Exception) -> str:
         """Tell a loss that raises because of NaN, which ends the training, from a mistake in the task.
@@ -267,7 +292,9 @@ class _Training:
         return (metric, "") if isfinite(metric) else (None, f"validate returned {metric}")
 
     def record(self, source: str) -> Record:
-        return Record(readings=tuple(self.readings), parameters=self.names, dtype=self.dtype, source=source)
+        return Record(
+            readings=tuple(self.readings), parameters=self.names, dtype=self.dtype, source=source, setup=self.setup
+        )
 
 
 def _again(err: Exception) -> None:
