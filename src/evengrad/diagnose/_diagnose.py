@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from evengrad.diagnose import rules
 from evengrad.diagnose._abstract import AbstractRule, AbstractRunRule, Sign
 from evengrad.diagnose._choice import codes_of
+from evengrad.diagnose._lasting import lasted
 from evengrad.diagnose._profile import without_call
 from evengrad.diagnose._story import told_as_a_story
 from evengrad.nouns import Finding, Reading, Record, printable, shortened
@@ -126,9 +127,11 @@ def findings_of(record: Record, *, ignore: frozenset[str] = frozenset()) -> tupl
     A run that ends healthy gets no finding, even if a rule would have spoken on the way: a recurrent network may start
     with a vanishing gradient and learn to hold it. A rule ends healthy only by a reading that it could judge: a network
     that has lost its gradient altogether has not recovered. A run that ends sick is told from its beginning, so that
-    what came first is seen: an exploding network is dead by the time it ends. What is wrong in any case (non-finite
-    numbers, a mistake in the loop) is always told; what can be a cause but does no harm by itself is told only in a run
-    that is sick. A gradient whose step was skipped has done no harm, so that alone does not make the run end sick.
+    what came first is seen: an exploding network is dead by the time it ends. So is one that spent a fifth of its steps
+    under a symptom without learning anything, and began to learn when the symptom went away. What is wrong in any case
+    (non-finite numbers, a mistake in the loop) is always told; what can be a cause but does no harm by itself is told
+    only in a run that is sick. A gradient whose step was skipped has done no harm, so that alone does not make the run
+    end sick.
 
     Args:
         record: The readings.
@@ -136,7 +139,7 @@ def findings_of(record: Record, *, ignore: frozenset[str] = frozenset()) -> tupl
     """
     asked = [rule for rule in rules.ALL if rule.code not in ignore]
     seen = {rule.code: _signs(rule, record) for rule in asked}
-    sick = any(_ends_sick(rule, [sign for _, sign in seen[rule.code]]) for rule in asked)
+    sick = any(_is_sick(rule, seen[rule.code], record) for rule in asked)
     told = [rule for rule in asked if sick or rule.tells == "always"]
     found = [_finding(rule, seen[rule.code], record) for rule in told]
     return told_as_a_story([one for one in found if one is not None])
@@ -159,13 +162,15 @@ def _signs(rule: Rule, record: Record) -> list[tuple[Reading, Sign]]:
     return [(reading, sign) for reading, sign in judged if sign is not None]
 
 
-def _ends_sick(rule: Rule, judged: list[Sign]) -> bool:
+def _is_sick(rule: Rule, seen: list[tuple[Reading, Sign]], record: Record) -> bool:
     """Tell whether a rule speaks in the last reading that it could judge, or of harm that cannot be undone."""
     if rule.tells == "cause":
         return False
     if rule.tells == "always":
-        return any(sign.speaks and sign.severity == "critical" for sign in judged)
-    return bool(judged) and judged[-1].speaks
+        return any(sign.speaks and sign.severity == "critical" for _, sign in seen)
+    if not seen or seen[-1][1].speaks:
+        return bool(seen)
+    return isinstance(rule, AbstractRule) and lasted(seen, record) is not None
 
 
 def _finding(rule: Rule, seen: list[tuple[Reading, Sign]], record: Record) -> Finding | None:

@@ -1,0 +1,68 @@
+"""Harm that the end of a run hides: a symptom that went away, and the steps that it had cost."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from evengrad.diagnose import findings_of
+from evengrad.nouns import LayerReading, Reading, Record
+
+
+def layers(drop):
+    grads = [10.0 ** -(drop * (1 - place / 4)) for place in range(5)]
+    return tuple(
+        LayerReading(name=str(place), kind="Linear", weighted=True, numel=1, activation_rms=1.0, grad_rms=grad)
+        for place, grad in enumerate(grads)
+    )
+
+
+def run(sick_until, loss_of, steps=400, every=10):
+    noise = random.Random(0)
+    readings = []
+    for step in range(steps):
+        seen = layers(6.0 if step < sick_until else 0.5) if step % every == 0 else ()
+        readings.append(Reading(step=step, loss=loss_of(step) + noise.gauss(0, 0.01), layers=seen))
+    return Record(readings=tuple(readings))
+
+
+def stuck_until(when, low=1.0):
+    return lambda step: 2.3 if step < when else max(low, 2.3 - 0.01 * (step - when))
+
+
+def codes(record):
+    return [one.code for one in findings_of(record)]
+
+
+def test_a_network_that_learns_only_when_its_gradient_has_come_back_was_sick():
+    (found,) = findings_of(run(200, stuck_until(200)))
+    assert (found.code, found.when) == ("EG101", (0, 190))
+
+
+def test_a_network_that_learns_all_the_while_was_not():
+    assert codes(run(200, lambda step: 2.3 - 0.004 * step)) == []
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.15, []), (0.25, ["EG101"])])
+def test_a_fifth_of_the_run_is_what_counts(share, told):
+    until = int(400 * share)
+    assert codes(run(until, stuck_until(until))) == told
+
+
+def test_a_short_start_does_not_count_however_short_the_run():
+    assert codes(run(40, stuck_until(40), steps=100)) == []
+
+
+def test_nothing_is_said_where_nothing_was_learnt_afterwards_either():
+    assert codes(run(200, lambda step: 2.3)) == []
+
+
+def test_a_symptom_that_comes_later_and_goes_is_none():
+    record = run(0, stuck_until(200))
+    later = tuple(
+        Reading(
+            step=one.step, loss=one.loss, layers=layers(6.0) if 100 <= one.step < 200 and one.layers else one.layers
+        )
+        for one in record.readings
+    )
+    assert codes(Record(readings=later)) == []
