@@ -85,9 +85,12 @@ def course(model, optimizer, steps, **settings):
 
 @pytest.fixture
 def watched():
-    """Give `course`, with the weights of every test drawn from the same seed."""
+    """Give `course`, with the weights of every test drawn from the same seed, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    return course
+    yield course
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

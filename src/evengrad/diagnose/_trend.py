@@ -238,4 +238,4 @@ def _rates(record: Record) -> tuple[float, bool]:
     if peak <= 0.0:
         return float(steps), False
     before = rates[-1 - len(rates) // 10]
-    return steps * fmean(rates) / peak, rates[-1] >= peak and before < (1.0 - 1e-6) * peak
+    return steps * fmean(rate / peak for rate in rates), rates[-1] >= peak and before < (1.0 - 1e-6) * peak

@@ -50,7 +50,9 @@ class EpsilonDrowns(AbstractRunRule):
     def judge(self, record: Record) -> Sign | None:
         """Compare gradients and epsilon at the first steps and over the run."""
         setup = record.setup
-        if setup is None or not setup.eps or not is_of_adams_kind(setup.optimizer):
+        if setup is None or setup.eps is None or not 0.0 < setup.eps < float("inf"):
+            return None
+        if not is_of_adams_kind(setup.optimizer):
             return None
         readings = thinned([one for one in record.readings if len(one.grad_norms) == len(setup.numels)])
         found = [(one, _sizes(one, setup.numels)) for one in readings]
@@ -86,7 +88,8 @@ class EpsilonDrowns(AbstractRunRule):
 def _sizes(reading: Reading, numels: tuple[int, ...]) -> list[float]:
     """Give the root mean square of each gradient that is there, as the optimizer gets it."""
     pairs = zip(reading.grad_norms, numels, strict=True)
-    return [norm * reading.scale / sqrt(count) for norm, count in pairs if count and norm > 0.0 and isfinite(norm)]
+    sizes = [norm * reading.scale / sqrt(count) for norm, count in pairs if count > 0]
+    return [size for size in sizes if size > 0.0 and isfinite(size)]
 
 
 def _most_below(sizes: list[float], limit: float) -> bool:

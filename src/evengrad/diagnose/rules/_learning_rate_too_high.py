@@ -20,6 +20,8 @@ REPLACED = 1.0
 FORGETTING = 0.3
 FIRST_STEPS = 10
 FEWEST_SAMPLES = 3
+# Below what was before by less than chance does in one of forty cases: no gain.
+SIGMAS = 2.0
 
 
 @final
@@ -142,6 +144,6 @@ def _no_gain(trend: Trend, before: _Level | None) -> str:
     """Compare the end with what was there before the large steps, within what noise can do, and with a constant."""
     if trend.level is not None and trend.level.no_better:
         return f"the loss ends at {trend.level.ratio:.3g} times that of the best constant prediction"
-    if before is not None and trend.end >= before.middle - trend.start_noise / before.count**0.5:
+    if before is not None and trend.end >= before.middle - SIGMAS * trend.start_noise / before.count**0.5:
         return f"the loss is {trend.end:.3g} at the end, after {before.middle:.3g} before"
     return ""

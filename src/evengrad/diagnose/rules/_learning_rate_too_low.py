@@ -24,6 +24,8 @@ from evengrad.nouns import Cure, Evidence, Reading, Record
 # keeps its direction for 1 / (1 - m) steps by itself, and it takes tens of those.
 FEWEST_STEPS = 50
 FEWEST_MEMORIES = 20
+USUAL_MOMENTUM = 0.9
+MOST_MOMENTUM = 0.999
 # Steps in one direction with a tenth of zigzag: on its way a useful run turns, by the noise of its batches (n steps of
 # pure noise go 1 / sqrt(n) of their length) and because the gradient changes where it has gone. Healthy runs of more
 # than 50 steps were at 0.04 to 0.89, runs whose learning rate was too low at 0.93 to 1.00.
@@ -120,9 +122,10 @@ def _counts(trend: Trend | None, record: Record) -> bool:
     return trend is not None and trend.level is not None and trend.level.no_better
 
 
-def _fewest_steps(record: Record) -> float:
-    momentum = 0.9 if record.setup is None else min(max(record.setup.momentum, 0.0), 0.999)
-    return max(FEWEST_STEPS, FEWEST_MEMORIES / (1.0 - momentum))
+def _fewest_steps(record: Record) -> int:
+    known = record.setup is not None and 0.0 <= record.setup.momentum <= MOST_MOMENTUM
+    momentum = record.setup.momentum if record.setup is not None and known else USUAL_MOMENTUM
+    return max(FEWEST_STEPS, round(FEWEST_MEMORIES / (1.0 - momentum)))
 
 
 def _decays(readings: Sequence[Reading], record: Record) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from math import isfinite, log, log10
-from statistics import fmean, median
+from statistics import median
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
@@ -101,7 +101,7 @@ def _predicted(record: Record, decay: float) -> float:
     if not rates:
         return 0.0
     steps = record.readings[-1].step - record.readings[0].step
-    return steps * fmean(rates) * decay / log(10.0)
+    return sum(rate / len(rates) for rate in rates) * steps * decay / log(10.0)
 
 
 def _no_gain(trend: Trend) -> bool:
