@@ -60,9 +60,6 @@ def test_nothing_is_said_where_nothing_was_learnt_afterwards_either():
 def test_a_symptom_that_comes_later_and_goes_is_none():
     record = run(0, stuck_until(200))
     later = tuple(
-        Reading(
-            step=one.step, loss=one.loss, layers=layers(6.0) if 100 <= one.step < 200 and one.layers else one.layers
-        )
-        for one in record.readings
+        replace(one, layers=layers(6.0)) if 100 <= one.step < 200 and one.layers else one for one in record.readings
     )
     assert codes(Record(readings=later)) == []
