@@ -115,6 +115,45 @@ def test_dead_units_and_a_loss_of_zero_explain_a_gradient_of_zero(settings):
     assert judge("EG108", zero(**settings)) is None
 
 
+def arrived(*, norms=(0.0, 0.0, 0.0), grads=(1.0, 1.0), names=("a.bias", "b.bias", "b.weight"), frozen=()):
+    layers = tuple(layer(name, grad) for name, grad in zip(("a", "b"), grads, strict=True))
+    reading = Reading(loss=1.0, grad_norms=norms, layers=layers)
+    return Record(readings=(reading,), parameters=names, setup=Setup(frozen=frozen))
+
+
+def test_gradients_that_arrive_at_the_layers_and_not_at_the_optimizer_have_been_cleared():
+    seen = judge("EG111", arrived())
+    assert seen.speaks is True
+    assert seen.where == ("optimizer",)
+    assert "between backward and step" in seen.cause
+    assert judge("EG108", arrived()) is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grads": (1.0, 0.0)},
+        {"grads": (None, None)},
+        {"names": ("a.weight", "b.bias", "b.weight")},
+        {"frozen": ("a.bias", "b.bias")},
+        {"norms": (0.0, 1e-30, 0.0)},
+    ],
+)
+def test_a_gradient_that_is_not_there_by_itself_has_not_been_cleared(settings):
+    seen = judge("EG111", arrived(**settings))
+    assert seen is None or seen.speaks is False
+
+
+def test_biases_that_are_exactly_zero_show_that_nothing_has_trained_a_front():
+    record = cut(rms=0.37)
+    reading = record.readings[0]
+    names = (*PARAMETERS, "a.bias", "b.bias")
+    for size, speaks in ((0.0, True), (1e-9, False)):
+        biases = tuple(ParameterReading(name=name, numel=64, weight_rms=size) for name in names[3:])
+        new = replace(reading, grad_norms=(0.0, 0.0, 1.0, 0.0, 0.0), weights=(*reading.weights, *biases))
+        assert judge("EG108", replace(record, readings=(new,), parameters=names)).speaks is speaks
+
+
 class Body(nn.Module):
     def __init__(self, how):
         super().__init__()
@@ -230,6 +269,14 @@ def test_one_narrow_layer_may_agree_by_chance_and_one_wide_one_may_not():
     assert judge("EG110", known(Setup(frozen=("a.weight",)))) is None
 
 
+@pytest.mark.parametrize(("rms", "speaks"), [(TORCH, True), (0.37, False)])
+def test_frozen_weights_that_the_optimizer_holds_are_known_by_their_own_numbers(rms, speaks):
+    record = known(Setup(frozen=("a.weight", "b.weight")), readings=(Reading(weights=weights(rms)),))
+    seen = judge("EG110", record)
+    assert seen.speaks is speaks
+    assert (seen.where == ("a", "b")) == speaks
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_real_layers_that_are_frozen_as_drawn_are_found_and_trained_ones_are_not(seed):
     torch.manual_seed(seed)
@@ -237,5 +284,5 @@ def test_real_layers_that_are_frozen_as_drawn_are_found_and_trained_ones_are_not
     model.body.requires_grad_(False)
     assert judge("EG110", probed(model)).where == ("body.0", "body.2")
     for index in (0, 2):
-        nn.init.kaiming_normal_(model.body[index].weight)
+        nn.init.normal_(model.body[index].weight, std=0.3)
     assert judge("EG110", probed(model)).speaks is False

@@ -42,7 +42,6 @@ def test_a_gradient_that_comes_out_of_the_loss_as_nan_is_blamed_on_what_the_loss
     settings = {"loss": 1.0, "layers": bad, "grad_norms": (math.nan,)}
     assert "which takes a root" in sign("EG202", **settings, ends=ends("Sqrt", "Mean")).cause
     assert sign("EG202", **settings, ends=ends("MseLoss")).cause == ""
-    assert sign("EG202", **settings | {"loss": math.nan}, ends=ends("Sqrt")).cause == ""
     assert sign("EG202", **settings | {"layers": FINE}, ends=ends("Sqrt")).cause == ""
 
 
@@ -52,6 +51,19 @@ def test_the_largest_finite_element_of_a_gradient_that_overflows_is_told():
     assert [(one.name, one.value) for one in seen.evidence][1:] == [
         ("largest finite element of the gradient of a", 6e4)
     ]
+
+
+def test_a_gradient_of_a_loss_that_is_not_finite_is_left_to_the_rule_of_the_loss():
+    settings = {"loss": math.nan, "grad_norms": (math.nan,)}
+    assert sign("EG202", **settings, layers=FINE) is None
+    assert sign("EG203", **settings, layers=FINE).speaks is True
+    assert sign("EG202", **settings).speaks is True
+
+
+@pytest.mark.parametrize(("rms", "text"), [(math.nan, "its weights are, already"), (1.0, "out of a finite input")])
+def test_weights_that_are_broken_already_are_known_by_their_parameters(rms, text):
+    weights = (ParameterReading(name="0.weight", weight_rms=rms),)
+    assert text in sign("EG201", layers=BROKEN, weights=weights).message
 
 
 def test_the_slope_of_a_real_root_at_zero_is_found():

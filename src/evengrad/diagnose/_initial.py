@@ -13,15 +13,17 @@ FEWEST_ELEMENTS = 64
 # The square of a normal number has a relative variance of 2, that of a uniform one of 0.8; the rms has half the error.
 RELATIVE_VARIANCE = 2.0
 FEWEST_INPUTS = 4
+FEWEST_BIASES = 2
 PLAIN_KINDS = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d"})
 
 
 def looks_untrained(weights: Iterable[ParameterReading]) -> bool:
-    """Tell whether all of these weights have the rms of one usual scheme, to within what chance allows.
+    """Tell whether all of these parameters are as drawn: biases of exactly zero, or weights of a usual scheme.
 
-    The schemes are torch's own, He, Glorot, LeCun and N(0, 0.02), for embeddings N(0, 1) and N(0, 0.02). A trained
-    weight of 4,096 elements agrees with one of them by chance about one time in five, so a single one is a hint; that
-    three agree with the same scheme is one chance in thousands.
+    Two biases or more that are all zero to the bit have never seen a step. Weights must all have the rms of one scheme,
+    to within what chance allows: torch's own, He, Glorot, LeCun or N(0, 0.02), for embeddings N(0, 1) or N(0, 0.02). A
+    trained weight of 4,096 elements agrees with one of them by chance about one time in five, so a single one is a
+    hint; that three agree with the same scheme is one chance in thousands.
 
     Example:
         >>> weight = ParameterReading(name="a.weight", numel=4096, fan_in=64, weight_rms=1 / (3 * 64) ** 0.5)
@@ -30,6 +32,11 @@ def looks_untrained(weights: Iterable[ParameterReading]) -> bool:
         >>> looks_untrained([ParameterReading(name="a.weight", numel=4096, fan_in=64, weight_rms=0.1)])
         False
     """
+    weights = list(weights)
+    biases = [one for one in weights if one.name.rpartition(".")[2] == "bias" and one.fan_in == 0]
+    if len(biases) >= FEWEST_BIASES and all(one.weight_rms == 0.0 for one in biases):
+        return True
+    weights = [one for one in weights if one not in biases]
     judged = [one for one in weights if one.numel >= FEWEST_ELEMENTS and one.weight_rms > 0.0 and one.row_spread != 0.0]
     agreed: set[str] | None = None
     for one in judged:

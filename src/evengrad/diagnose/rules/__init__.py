@@ -17,6 +17,7 @@ from evengrad.diagnose.rules._exploding_with_depth import ExplodingWithDepth
 from evengrad.diagnose.rules._forgotten_zero_grad import ForgottenZeroGrad
 from evengrad.diagnose.rules._frozen_by_mistake import FrozenByMistake
 from evengrad.diagnose.rules._gates_stuck import GatesStuck
+from evengrad.diagnose.rules._gradient_cleared import GradientCleared
 from evengrad.diagnose.rules._gradient_norm_drift import GradientNormDrift
 from evengrad.diagnose.rules._gradient_spike import GradientSpike
 from evengrad.diagnose.rules._half_precision_overflow import HalfPrecisionOverflow
@@ -57,6 +58,7 @@ ALL: tuple[AbstractRule | AbstractRunRule, ...] = (
     SignalCut(),
     NotInOptimizer(),
     FrozenByMistake(),
+    GradientCleared(),
     NonFiniteForward(),
     NonFiniteGradient(),
     NonFiniteLoss(),
@@ -111,6 +113,7 @@ __all__ = [
     "ForgottenZeroGrad",
     "FrozenByMistake",
     "GatesStuck",
+    "GradientCleared",
     "GradientNormDrift",
     "GradientSpike",
     "HalfPrecisionOverflow",

@@ -3,9 +3,9 @@
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
-from evengrad.diagnose._initial import layers_as_torch_draws_them
+from evengrad.diagnose._initial import layers_as_torch_draws_them, looks_untrained
 from evengrad.diagnose._profile import WIDEST_DECADES, without_call
-from evengrad.nouns import Cure, Evidence, Reading, Record
+from evengrad.nouns import Cure, Evidence, Record, Setup
 
 # One layer may agree with its initial norm by chance: with 64 units the band is a tenth of the norm to each side. Two
 # layers in it by chance are one case in twenty or fewer; with 256 units the band is half as wide.
@@ -18,9 +18,11 @@ class FrozenByMistake(AbstractRunRule):
     """Frozen by mistake: weights are frozen that are still as they were drawn.
 
     Sees:
-        Linear and convolutional layers whose weights require no gradient and have the norm that torch's own
-        initialisation draws: a third of the number of units, squared. The rule speaks when two such layers are
-        frozen, or one of 256 units or more, and something else is trained.
+        Weights that require no gradient and are as they were drawn, while something else is trained. Where the
+        optimizer holds them too, their numbers are known: all their biases are exactly zero, or all weights have the
+        size that one usual initialisation draws. Else linear and convolutional layers are looked at that have the
+        norm of torch's own initialisation, whose square is a third of the number of units: two of them, or one of
+        256 units or more.
 
     Hurts:
         Random weights stay random: the trained layers get random features, or have their output scrambled by them.
@@ -46,27 +48,22 @@ class FrozenByMistake(AbstractRunRule):
     tells: ClassVar[Tells] = "cause"
 
     def judge(self, record: Record) -> Sign | None:
-        """Compare the frozen layers with what torch draws, at the first reading that has their norms."""
+        """Compare the frozen weights with what an initialisation draws."""
         setup = record.setup
-        reading = next((one for one in record.readings if any(layer.weight_norm for layer in one.layers)), None)
-        if setup is None or reading is None:
+        if setup is None or not any(reading.layers or reading.weights for reading in record.readings):
             return None
-        untrained = layers_as_torch_draws_them(reading)
-        frozen = {name.rpartition(".")[0] for name in setup.frozen if name.endswith(".weight")} & untrained
-        found = [name for name in _in_order(reading) if name in frozen]
-        wide = any(layer.units >= ENOUGH_UNITS for layer in reading.layers if without_call(layer.name) in frozen)
-        trained = set(record.parameters) - set(setup.frozen)
-        if not trained or not (len(found) >= FEWEST_LAYERS or wide):
+        found = _held_by_the_optimizer(record, setup) or _by_their_norms(record, setup)
+        if not found or not set(record.parameters) - set(setup.frozen):
             return Sign(decades=0.0)
         return Sign(
             decades=WIDEST_DECADES,
             speaks=True,
-            where=tuple(found),
+            where=found,
             severity="warning",
             when=(record.readings[0].step, record.readings[-1].step),
             message=(
-                f"{len(found)} layers are frozen with weights that nothing has trained: their norms are those that "
-                "torch draws at random"
+                f"{len(found)} layers are frozen with weights that nothing has trained: they are as they were drawn at "
+                "random"
             ),
             evidence=(Evidence(name="frozen layers with random weights", value=float(len(found))),),
             cause="the layers were frozen without pretrained weights: load those first, or let the layers train",
@@ -77,5 +74,22 @@ class FrozenByMistake(AbstractRunRule):
         return ()
 
 
-def _in_order(reading: Reading) -> list[str]:
-    return list(dict.fromkeys(without_call(layer.name) for layer in reading.layers))
+def _held_by_the_optimizer(record: Record, setup: Setup) -> tuple[str, ...]:
+    """Name the modules of frozen parameters whose statistics the record has, if all of these are as drawn."""
+    frozen = frozenset(setup.frozen)
+    reading = next((one for one in record.readings if one.weights), None)
+    if reading is None:
+        return ()
+    known = [one for one in reading.weights if one.name in frozen]
+    return tuple(dict.fromkeys(one.name.rpartition(".")[0] for one in known)) if looks_untrained(known) else ()
+
+
+def _by_their_norms(record: Record, setup: Setup) -> tuple[str, ...]:
+    reading = next((one for one in record.readings if any(layer.weight_norm for layer in one.layers)), None)
+    if reading is None:
+        return ()
+    untrained = layers_as_torch_draws_them(reading)
+    frozen = {name.rpartition(".")[0] for name in setup.frozen if name.endswith(".weight")} & untrained
+    found = tuple(dict.fromkeys(name for layer in reading.layers if (name := without_call(layer.name)) in frozen))
+    wide = any(layer.units >= ENOUGH_UNITS for layer in reading.layers if without_call(layer.name) in frozen)
+    return found if len(found) >= FEWEST_LAYERS or wide else ()

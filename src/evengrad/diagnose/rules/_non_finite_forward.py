@@ -4,7 +4,7 @@ from math import isfinite
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
-from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._profile import WIDEST_DECADES, without_call
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
 
@@ -50,7 +50,7 @@ class NonFiniteForward(AbstractRule):
             return Sign(decades=0.0)
         producer = next((layer for layer in bad if layer.input_finite), None)
         where = (producer or bad[0]).name
-        reason = _reason(producer, where, before=reading.layers.index(producer or bad[0]))
+        reason = _reason(producer, reading, before=reading.layers.index(producer or bad[0]))
         return Sign(
             decades=WIDEST_DECADES,
             speaks=True,
@@ -70,18 +70,30 @@ class NonFiniteForward(AbstractRule):
         )
 
 
-def _reason(producer: LayerReading | None, where: str, *, before: int) -> str:
+def _reason(producer: LayerReading | None, reading: Reading, *, before: int) -> str:
     if producer is None and before == 0:
+        where = reading.layers[before].name
         return f"the input of `{where}`, the first module, is not finite: look at the data"
     if producer is None:
+        where = reading.layers[before].name
         return (
             f"the input of `{where}` is not finite: an operation between it and the {before} modules before made that"
         )
-    if producer.weight_norm is not None and not isfinite(producer.weight_norm):
+    if _weights_broken(producer, reading):
         return (
-            f"`{where}` ({producer.kind}) is the first module with a NaN or infinite output: its weights are, already"
+            f"`{producer.name}` ({producer.kind}) is the first module with a NaN or infinite output: its weights are, "
+            "already"
         )
-    return f"`{where}` ({producer.kind}) makes NaN or infinity out of a finite input, the first module to do so"
+    return f"`{producer.name}` ({producer.kind}) makes NaN or infinity out of a finite input, the first module to do so"
+
+
+def _weights_broken(layer: LayerReading, reading: Reading) -> bool:
+    """Tell whether the module's own weights are not finite, by its reading or by those of its parameters."""
+    if layer.weight_norm is not None:
+        return not isfinite(layer.weight_norm)
+    module = without_call(layer.name)
+    own = [one.weight_rms for one in reading.weights if one.name.rpartition(".")[0] == module]
+    return any(not isfinite(rms) for rms in own)
 
 
 def _evidence(layers: tuple[LayerReading, ...], first: LayerReading, count: int) -> tuple[Evidence, ...]:

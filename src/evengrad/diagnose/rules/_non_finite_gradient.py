@@ -18,7 +18,7 @@ class NonFiniteGradient(AbstractRule):
         above 1e19, that its square overflows float32, which is no better). Where layers were sampled, the module at
         whose output the gradient is first not finite on its way back is named too, and where it comes out of a
         finite loss as NaN, what that loss takes (a root, a norm, a quotient). Steps with a non-finite forward belong
-        to EG201.
+        to EG201; those that were sampled and whose loss alone is not finite to EG203.
 
     Hurts:
         One step with such a gradient makes every weight NaN. Clipping does not help: it multiplies NaN by a number,
@@ -46,6 +46,8 @@ class NonFiniteGradient(AbstractRule):
     def sign(self, reading: Reading, record: Record) -> Sign | None:
         """List the parameters whose gradient norm is not finite."""
         if not reading.grad_norms or any(not layer.output_finite for layer in reading.layers):
+            return None
+        if reading.layers and reading.loss is not None and not isfinite(reading.loss):
             return None
         count = sum(not isfinite(norm) for norm in reading.grad_norms)
         if count == 0:

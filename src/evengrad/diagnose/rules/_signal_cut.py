@@ -73,7 +73,7 @@ class SignalCut(AbstractRunRule):
 def _all_zero(measured: Sequence[Reading], sampled: Sequence[Reading], record: Record) -> Sign | None:
     """Tell a gradient that was exactly zero at every step, unless units are dead or there is nothing left to learn."""
     losses = [one.loss for one in measured if one.loss is not None and isfinite(one.loss)]
-    if not losses or not any(losses) or any(_dead(one) for one in sampled):
+    if not losses or not any(losses) or any(_dead(one) for one in sampled) or cleared(sampled, record):
         return None
     ends = next((one.ends for one in measured if one.ends is not None), None)
     cause = ""
@@ -96,6 +96,23 @@ def _all_zero(measured: Sequence[Reading], sampled: Sequence[Reading], record: R
             Evidence(name="loss at the last of them", value=losses[-1]),
         ),
         cause=cause,
+    )
+
+
+def cleared(sampled: Sequence[Reading], record: Record) -> tuple[str, ...]:
+    """Name layers whose output got a gradient although their bias has none: it has been there, and was cleared.
+
+    The gradient of a bias is the sum of that at the output; only chance could make it exactly zero.
+    """
+    frozen = frozenset(() if record.setup is None else record.setup.frozen)
+    biases = {name.rpartition(".")[0] for name in record.parameters if name.endswith(".bias") and name not in frozen}
+    return tuple(
+        dict.fromkeys(
+            name
+            for reading in sampled
+            for layer in reading.layers
+            if layer.weighted and layer.grad_rms and (name := without_call(layer.name)) in biases
+        )
     )
 
 
