@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.parametrize import is_parametrized
 
-from evengrad.probe._statistics import apart, precise, wide
+from evengrad.probe._statistics import apart, wide
 
 MOST_QUERIES = 16
 MOST_PAIRS = 4  # of a sample and a head
@@ -104,7 +104,7 @@ def module_absmax(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: 
 
 
 def _projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys of some heads: shapes (heads, queries, head_dim) and (heads, keys, head_dim)."""
+    """Queries and keys of the first heads: shapes (heads, queries, head_dim) and (heads, keys, head_dim)."""
     size = module.embed_dim
     if module.in_proj_weight is not None:
         weights = module.in_proj_weight[:size], module.in_proj_weight[size : 2 * size]
@@ -112,12 +112,11 @@ def _projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -> tup
         weights = module.q_proj_weight, module.k_proj_weight
     bias = module.in_proj_bias
     biases = (None, None) if bias is None else (bias[:size], bias[size : 2 * size])
-    heads = slice(None, None, _step(module.num_heads, MOST_HEADS))
+    rows = slice(0, min(module.num_heads, MOST_HEADS) * module.head_dim)
     found = []
     for value, weight, offset in zip((query, key), weights, biases, strict=True):
-        rows = wide(weight).unflatten(0, (module.num_heads, module.head_dim))[heads].flatten(0, 1)
-        added = None if offset is None else wide(offset).view(module.num_heads, -1)[heads].flatten()
-        found.append(linear(wide(value), rows, added).unflatten(1, (-1, module.head_dim)).transpose(0, 1))
+        made = linear(wide(value), wide(weight[rows]), None if offset is None else wide(offset[rows]))
+        found.append(made.unflatten(1, (-1, module.head_dim)).transpose(0, 1))
     return found[0], found[1]
 
 
@@ -128,7 +127,7 @@ def _module_mask(module: nn.MultiheadAttention, given: Mapping[str, Any], step: 
     if isinstance(mask, Tensor):
         mask = mask if mask.ndim == 3 else mask.unsqueeze(0)
         if mask.shape[0] > 1:
-            mask = mask[: module.num_heads : _step(module.num_heads, MOST_HEADS)]
+            mask = mask[: min(module.num_heads, MOST_HEADS)]
         kept = ~mask[:, ::step] if mask.dtype == torch.bool else wide(mask[:, ::step]) > MASKED
     if isinstance(padding, Tensor):
         padding = padding[0] if padding.ndim == 2 else padding
@@ -138,13 +137,14 @@ def _module_mask(module: nn.MultiheadAttention, given: Mapping[str, Any], step: 
 
 
 def _absmax(scores: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Largest finite magnitude of what is kept, masks left out; 0 of nothing."""
+    """Largest magnitude of what is kept, masks and NaN left out; 0 of nothing."""
     if scores.numel() == 0:
         return scores.new_zeros(())
-    inside = torch.isfinite(scores) & (scores > MASKED)
+    inside = scores > MASKED
     if kept is not None:
         inside = inside & kept
-    return torch.where(inside, scores, 0.0).abs().amax().to(precise(scores.device))
+    largest: Tensor = torch.linalg.vector_norm(torch.where(inside, scores, 0.0), float("inf"))
+    return largest
 
 
 def _causal(query: Tensor, key: Tensor, rows: slice) -> Tensor:

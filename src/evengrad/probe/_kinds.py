@@ -45,6 +45,9 @@ CONVOLUTIONS = (
 CHANNELS_SECOND = (*CONVOLUTIONS, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 
+# Modules that a sampler reads more of than their output.
+SPECIAL = (*RECURRENT, nn.LSTMCell, nn.GRUCell, nn.MultiheadAttention, nn.Softmax, _BatchNorm)
+
 # In evaluation mode and without gradients torch may run these in one fused operation, which rounds differently, but
 # never under a hook or a torch-function mode.
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)

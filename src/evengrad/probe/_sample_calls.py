@@ -121,12 +121,8 @@ class Calls:
             return
         about = layer.about
         call.training = module.training
-        self._look_inside(call, lambda: inside(module, layer.count - 1, args, kwargs, result))
-        tracked = batches_tracked_by(about.module)
-        if tracked is not None and (counter := plain(tracked)) is not None:
-            call.more["tracked"] = counter
-        if isinstance(about.module, RECURRENT) and args and not again:
-            self._watch_time(call, about.module, args[0])
+        if about.special:
+            self._see_special(call, (layer.count - 1, module, args, kwargs, result), again=again)
         if about.weighted or about.convolution:
             self.round.channels_first = about.convolution
         if self.first_input is None and not again:
@@ -158,6 +154,17 @@ class Calls:
         self._last = Last(layer, call, result)
         if self.first_input is None:
             self._see_input(args)
+
+    def _see_special(self, call: Call, given: tuple[int, nn.Module, tuple[Any, ...], Any, Any], *, again: bool) -> None:
+        """Add what only some kinds of modules have."""
+        assert call.about is not None
+        number, module, args, kwargs, result = given
+        self._look_inside(call, lambda: inside(module, number, args, kwargs, result))
+        tracked = batches_tracked_by(call.about.module)
+        if tracked is not None and (counter := plain(tracked)) is not None:
+            call.more["tracked"] = counter
+        if isinstance(call.about.module, RECURRENT) and args and not again:
+            self._watch_time(call, call.about.module, args[0])
 
     def _position(self, layer: Layer) -> int | None:
         """Place a call in the order of the forward pass; None where it does not count."""

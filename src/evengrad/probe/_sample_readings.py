@@ -11,7 +11,7 @@ from torch import nn
 
 from evengrad.nouns import LayerReading, SettingError
 from evengrad.probe._functional import SOFTMAX
-from evengrad.probe._kinds import CONVOLUTIONS, FUNCTIONS, RECTIFIERS, nonlinearity_of, unit_dim_of
+from evengrad.probe._kinds import CONVOLUTIONS, FUNCTIONS, RECTIFIERS, SPECIAL, nonlinearity_of, unit_dim_of
 from evengrad.probe._sample import FIELDS
 from evengrad.probe._statistics import RELATIVE_SLOPES
 from evengrad.probe._watch_entries import weights_of
@@ -28,8 +28,18 @@ class About:
     """
 
     __slots__ = (
-        "_unit_dims", "convolution", "function", "kind", "module", "name", "nonlinearity", "rectifies", "saturating",
-        "weighted", "with_kwargs",
+        "_unit_dims",
+        "convolution",
+        "function",
+        "kind",
+        "module",
+        "name",
+        "nonlinearity",
+        "rectifies",
+        "saturating",
+        "special",
+        "weighted",
+        "with_kwargs",
     )  # fmt: skip
 
     def __init__(self, name: str, module: nn.Module | None, function: str = "") -> None:
@@ -42,6 +52,7 @@ class About:
         self.rectifies = self.nonlinearity in RECTIFIERS
         self.weighted = bool(weights_of(module))
         self.convolution = isinstance(module, CONVOLUTIONS)
+        self.special = isinstance(module, SPECIAL)
         self.with_kwargs = isinstance(module, nn.MultiheadAttention)
         self._unit_dims: dict[tuple[int, bool], int] = {}
 

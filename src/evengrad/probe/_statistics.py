@@ -41,6 +41,10 @@ def precise(device: torch.device) -> torch.dtype:
 @contextmanager
 def apart(device: torch.device) -> Iterator[None]:
     """Compute beside the run: without a graph, and in the precision of the numbers themselves."""
+    if not torch.is_autocast_enabled(device.type):
+        with torch.no_grad():
+            yield
+        return
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
