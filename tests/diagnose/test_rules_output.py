@@ -269,15 +269,8 @@ def test_what_cannot_be_reached_at_all_is_told_once():
 # --- EG504 ---
 
 
-class _Ends:
-    """Ends as a probe leaves them that has tried the backward of custom functions."""
-
-    def __init__(self, *wrong):
-        self.wrong_backward = wrong
-
-
 def custom(*wrong):
-    rule, reading = BY_CODE["EG504"], Reading(ends=_Ends(*wrong))
+    rule, reading = BY_CODE["EG504"], Reading(ends=Ends(wrong_backward=wrong))
     return rule.sign(reading, Record(readings=(reading,)))
 
 
@@ -289,6 +282,7 @@ def test_a_wrong_backward_is_passed_on_with_its_parameters():
     assert seen.decades == pytest.approx(-math.log10(0.5))
     assert "gradcheck" in seen.cause
     assert not custom().speaks
+    assert custom(("Swish", "", 3.0)).where == ()
 
 
 @pytest.mark.parametrize(

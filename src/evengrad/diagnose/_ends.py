@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import median
 
 from evengrad.nouns import Ends, Reading, Record, TensorReading
@@ -61,7 +62,12 @@ def form_of(ends: Ends) -> Form | None:
         >>> form_of(Ends(loss_ops=("NllLoss", "LogSoftmax", "Softmax")))
         Form(name='cross entropy', below=('Softmax',), alone=True)
     """
-    ops = tuple(op for op in (re.sub(r"Backward\d*$", "", op) for op in ends.loss_ops) if op not in SILENT_OPS)
+    return _parsed(ends.loss_ops)
+
+
+@lru_cache(maxsize=64)  # the readings of a run have the same few
+def _parsed(loss_ops: tuple[str, ...]) -> Form | None:
+    ops = tuple(op for op in (re.sub(r"Backward\d*$", "", op) for op in loss_ops) if op not in SILENT_OPS)
     alone = True
     for _ in range(MOST_ABOVE):
         for name, begins in FORMS:

@@ -14,6 +14,7 @@ from evengrad.nouns import Record
 FEWEST_LOSSES = 10
 # Windows never hold more than this: what a longer one would add to the precision of a median is below 3 %.
 WIDEST_WINDOW = 1000
+MOST_RATES = 4096  # a schedule has no more to it
 # A median of n normal numbers scatters by sqrt(pi / 2) of what their mean does; a normal number's median absolute
 # deviation is its standard deviation over 1.4826, and the difference of two has sqrt(2) of it.
 OF_A_MEDIAN = 1.2533
@@ -232,7 +233,8 @@ def _period_two(losses: Sequence[float]) -> float:
 
 def _rates(record: Record) -> tuple[float, bool]:
     """Sum the learning rates in units of the largest one, and tell whether the rate is still rising at the end."""
-    rates = [max(reading.lrs) for reading in record.readings if reading.lrs and isfinite(max(reading.lrs))]
+    known = [max(reading.lrs) for reading in record.readings[:: len(record.readings) // MOST_RATES + 1] if reading.lrs]
+    rates = [rate for rate in known if isfinite(rate)]
     steps = record.readings[-1].step - record.readings[0].step + 1
     peak = max(rates, default=0.0)
     if peak <= 0.0:

@@ -17,8 +17,8 @@ class WrongCustomBackward(AbstractRule):
     """Wrong custom backward: the written gradient is not that of the forward.
 
     Sees:
-        For parameters behind a `torch.autograd.Function` of the user's, the ratio of the change of the loss that the
-        gradient promises along a direction to the change that is measured by moving the parameter both ways.
+        For each `torch.autograd.Function` of the user's, the ratio of the slope that its backward promises along a
+        direction to the slope that is measured by moving its input both ways. Looked for in checkups only.
 
     Hurts:
         The steps do not go downhill. A wrong factor acts as a wrong learning rate for everything behind the function;
@@ -46,21 +46,21 @@ class WrongCustomBackward(AbstractRule):
         """Pass on what the probe has found."""
         if reading.ends is None:
             return None
-        told: tuple[tuple[str, str, float], ...] = getattr(reading.ends, "wrong_backward", ())
-        wrong = [one for one in told if isfinite(one[2]) and not _meant(one[0])]
+        wrong = [one for one in reading.ends.wrong_backward if isfinite(one[2]) and not _meant(one[0])]
         if not wrong:
             return Sign(decades=0.0)
         function, parameter, ratio = wrong[0]
         return Sign(
             decades=min(abs(log10(abs(ratio))), WIDEST_DECADES) if ratio != 0.0 else WIDEST_DECADES,
             speaks=True,
-            where=tuple(dict.fromkeys(name for _, name, _ in wrong)),
+            where=tuple(dict.fromkeys(name for _, name, _ in wrong if name)),
             severity="warning",
             message=(
-                f"the backward of `{function}` gives {ratio:.3g} times the slope that moving `{parameter}` measures"
+                f"the backward of `{function}` gives {ratio:.3g} times the slope of its forward"
+                + (f", so the gradient of `{parameter}` is wrong" if parameter else "")
             ),
             evidence=tuple(
-                Evidence(name=f"gradient over measured slope of {name}, behind {of}", value=value)
+                Evidence(name=f"gradient over what it should be, {name or of}", value=value)
                 for of, name, value in wrong[:6]
             ),
             cause=f"a mistake in the code, unless it is meant so: check `{function}` with torch.autograd.gradcheck",
