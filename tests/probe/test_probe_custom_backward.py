@@ -77,6 +77,18 @@ class Rounded(torch.autograd.Function):
         return gradient
 
 
+class Fine(torch.autograd.Function):
+    """Jumps so often that some jumps lie within each step."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x * 1e4).round() / 1e4
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
 class Spike(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -189,7 +201,7 @@ def test_only_the_argument_whose_gradient_is_wrong_is_named(batch):
 
 
 @pytest.mark.parametrize(
-    "function", [Right, Rounded, Spike, Clamped, Reversed, InPlace], ids=lambda kind: kind.__name__
+    "function", [Right, Rounded, Fine, Spike, Clamped, Reversed, InPlace], ids=lambda kind: kind.__name__
 )
 def test_a_right_backward_and_one_that_is_off_on_purpose_are_left_in_peace(function, batch):
     assert errors(Net(function.apply), batch) == ()

@@ -48,7 +48,7 @@ def settings_are_loose(tolerance):
     return tolerance["rel"] > 1e-3
 
 
-SHAPES = [(), (6,), (5, 3), (4, 6, 3), (4, 3, 5, 6), (2, 3, 4, 5, 2), (1, 7), (300, 1), (2, 2000)]
+SHAPES = [(), (6,), (5, 3), (4, 6, 3), (4, 3, 5, 6), (2, 3, 4, 5, 2), (1, 7), (1, 3, 4, 4), (300, 1), (2, 2000)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

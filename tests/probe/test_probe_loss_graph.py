@@ -57,7 +57,7 @@ LOSSES = {
         None,
     ),
     "by hand": (
-        lambda o, y, p: -o.softmax(1).gather(1, y[:, None]).log().mean(),
+        lambda o, y, p: -o.softmax(-1).gather(1, y[:, None]).log().mean(),
         ("Neg", "Mean", "Log", "Softmax"),
         3,
     ),
@@ -88,6 +88,15 @@ def test_a_softmax_in_the_model_and_one_in_the_loss_are_one_way(parts):
     way = way_back(functional.cross_entropy(output, labels), output)
     assert way.names == ("NllLoss", "LogSoftmax", "Softmax")
     assert way.loss_ops == 2
+
+
+def test_weights_of_the_loss_end_the_way_too(parts):
+    model, x, _, shares = parts
+    model.append(nn.Tanh())
+    output, scale = model(x), nn.Parameter(torch.ones(8, 3))
+    for scaled in (output * scale, torch.cat([output, scale])[:8].view(8, 3)):
+        way = way_back(functional.mse_loss(scaled, shares), output)
+        assert (way.names, way.loss_ops) == (("MseLoss",), 1)
 
 
 def test_of_a_sum_of_losses_the_way_is_the_one_to_the_output(parts):

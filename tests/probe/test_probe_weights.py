@@ -220,6 +220,8 @@ def test_without_a_gradient_and_without_a_step_nothing_is_made_up():
     assert [getattr(found, name) for name in nothing] == [None] * 5
     assert (found.update_ratio, found.still_frac) == (None, None)
     assert found.weight_rms == pytest.approx(1.0)
+    (found,) = stepped({"w": nn.Parameter(torch.ones(3))}, [torch.ones(3)])
+    assert (found.update_ratio, found.still_frac) == (None, None)
 
 
 def test_what_a_step_did_is_none_for_weights_of_norm_zero_and_for_gradients_of_zero():

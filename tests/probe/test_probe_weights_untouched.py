@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 
+import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,6 +50,28 @@ def test_nothing_waits_for_the_device():
         sampler.after()
         numbers = sampler.packed()
     assert len(sampler.readings(numbers.tolist())) == 6
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_of_a_large_weight_no_more_than_the_sample_is_copied(layout):
+    class Measuring(TorchDispatchMode):
+        most = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if not func.is_view and isinstance(result, torch.Tensor):
+                Measuring.most = max(Measuring.most, result.numel())
+            return result
+
+    layer = nn.Conv2d(256, 256, 3, bias=False).to(memory_format=layout)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    sampler = WeightSampler(dict(layer.named_parameters()), layer)
+    sampler.before()
+    with Measuring():
+        sampler.before()
+        sampler.after()
+        sampler.packed()
+    assert 4096 <= Measuring.most <= 4 * 4096
 
 
 def test_many_tensors_of_few_shapes_cost_few_operations():

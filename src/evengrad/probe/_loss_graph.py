@@ -148,9 +148,11 @@ def way_back(loss: Tensor, output: Tensor | None = None) -> Way:
         cuts = (NOT_OF_OUTPUT,) if everything else ()
         return Way(ops=_ops(_path_to_weights(start)), cuts=cuts)
     inside = _path_to_weights(path[-1])
-    before = _ops(_until_weights(path[:-1]))
-    reached = len(before) == len(_ops(path[:-1]))
-    return Way(ops=(*before, *(_ops(inside) if reached else ())), loss_ops=len(before))
+    outside = _until_weights(path[:-1])
+    if len(outside) < len(path) - 1:  # weights of the loss's own
+        inside = []
+    before = _ops(outside)
+    return Way(ops=(*before, *_ops(inside)), loss_ops=len(before))
 
 
 def _search(start: Any, is_it: Callable[[Any], bool]) -> tuple[list[Any] | None, bool]:
