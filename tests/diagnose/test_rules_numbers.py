@@ -60,9 +60,12 @@ def test_a_gradient_of_a_loss_that_is_not_finite_is_left_to_the_rule_of_the_loss
     assert sign("EG202", **settings).speaks is True
 
 
-@pytest.mark.parametrize(("rms", "text"), [(math.nan, "its weights are, already"), (1.0, "out of a finite input")])
+@pytest.mark.parametrize(
+    ("rms", "text"),
+    [(math.nan, "its weights are, already"), (0.0, "its weights are, already"), (1.0, "out of a finite input")],
+)
 def test_weights_that_are_broken_already_are_known_by_their_parameters(rms, text):
-    weights = (ParameterReading(name="0.weight", weight_rms=rms),)
+    weights = (ParameterReading(name="0.weight", fan_in=8, weight_rms=rms),)
     assert text in sign("EG201", layers=BROKEN, weights=weights).message
 
 

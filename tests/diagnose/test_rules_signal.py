@@ -337,6 +337,15 @@ def test_what_the_weighted_layers_show_by_themselves_is_left_to_eg102():
     assert BY_CODE["EG105"].sign(record.readings[1], record) is None
 
 
+@pytest.mark.parametrize(("factor", "speaks"), [(BELOW, False), (ABOVE, True)])
+def test_growth_outside_of_the_weighted_layers_is_told_from_three_decades_on(factor, speaks):
+    sizes = [1.0, 1.0, 40.0, 1e3 * factor, 1.0, 1.0]
+    plain = [replace(weighted(str(i), 1.0, size), weighted=False) for i, size in enumerate(sizes)]
+    seen = sign("EG105", *plain)
+    assert seen.speaks == speaks
+    assert seen.decades == pytest.approx(3.0, abs=1e-3)
+
+
 def test_growth_before_an_overflow_stands_at_the_root_of_the_story():
     class Exp(nn.Module):
         def forward(self, x):

@@ -88,12 +88,15 @@ def _reason(producer: LayerReading | None, reading: Reading, *, before: int) -> 
 
 
 def _weights_broken(layer: LayerReading, reading: Reading) -> bool:
-    """Tell whether the module's own weights are not finite, by its reading or by those of its parameters."""
+    """Tell whether the module's own weights are not finite, by its reading or by those of its parameters.
+
+    Statistics of parameters are of the finite elements; a matrix of rms 0 that makes NaN has none, for zeros would not.
+    """
     if layer.weight_norm is not None:
         return not isfinite(layer.weight_norm)
     module = without_call(layer.name)
-    own = [one.weight_rms for one in reading.weights if one.name.rpartition(".")[0] == module]
-    return any(not isfinite(rms) for rms in own)
+    own = [one for one in reading.weights if one.name.rpartition(".")[0] == module]
+    return any(not isfinite(one.weight_rms) or (one.fan_in > 0 and one.weight_rms == 0.0) for one in own)
 
 
 def _evidence(layers: tuple[LayerReading, ...], first: LayerReading, count: int) -> tuple[Evidence, ...]:
