@@ -38,9 +38,10 @@ class EndsSample:
         loss: The loss of the step, with its graph.
         most: How many elements of a tensor are read; None for all.
 
-    Cost: On one CPU thread about 0.15 ms for a small input, output and target each, and 0.3 ms for each tensor of
-        32,768 elements or more. No host synchronisation. The target that a loss has saved for its backward is unpacked
-        once more, with the hooks of `saved_tensors_hooks` where such are in force.
+    Cost: On one CPU thread 0.06 ms for a small tensor and 0.2 ms for one of 32,768 elements or more, 0.05 ms for the
+        loss: 0.3 ms together for a small model, 0.6 ms for a language model. No host synchronisation. The target that
+        a loss has saved for its backward is unpacked once more, with the hooks of `saved_tensors_hooks` where such are
+        in force.
 
     Example:
         >>> import torch

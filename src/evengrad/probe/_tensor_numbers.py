@@ -49,7 +49,7 @@ def tensor_numbers(name: str, tensor: Tensor, most: int | None) -> tuple[Look, T
         sample = torch.cat([sample.real, sample.imag])
     counted = sample.is_floating_point()
     values, dim = _by_features(sample) if counted else (sample.reshape(1, -1), 1)
-    values = values.to(precise(values.device))
+    values = torch.empty(values.shape, dtype=precise(values.device), device=values.device).copy_(values)
     look = Look(
         name=name,
         dtype=str(tensor.dtype).removeprefix("torch."),
@@ -138,14 +138,17 @@ def _by_features(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 def _reduced(values: Tensor, dim: int) -> Tensor:
-    """Reduce the features of a matrix. What is not finite counts as the mean of its feature: nothing is moved by it."""
-    finite = torch.le(values.abs(), torch.finfo(values.dtype).max, out=torch.empty_like(values))  # faster than booleans
+    """Reduce the features of a matrix, which is overwritten.
+
+    What is not finite counts as the mean of its feature: nothing is moved by it.
+    """
+    finite = values.abs()
+    torch.le(finite, torch.finfo(values.dtype).max, out=finite)  # faster than booleans
     count_F = finite.sum(dim)
-    values = values.nan_to_num(0.0, 0.0, 0.0)
-    total_F = values.sum(dim)
+    total_F = values.nan_to_num_(0.0, 0.0, 0.0).sum(dim)
     once_F = count_F.clamp_min(1.0)
     mean_F = total_F / once_F
-    values.addcmul_(1.0 - finite, mean_F.unsqueeze(dim))
+    values.addcmul_(finite.neg_().add_(1.0), mean_F.unsqueeze(dim))
     low_F, high_F = values.amin(dim), values.amax(dim)
     apart = values.sub_(mean_F.unsqueeze(dim))
     square_F = apart.mul_(apart).sum(dim)
