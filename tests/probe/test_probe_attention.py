@@ -23,12 +23,12 @@ def both(model, x, loss=None):
 
 
 class Heads(nn.Module):
-    """Queries, keys and values of two heads, put together by what is handed over."""
+    """Queries, keys and values of some heads, put together by what is handed over."""
 
-    def __init__(self, attend, key_heads=2):
+    def __init__(self, attend, heads=2, key_heads=2):
         super().__init__()
         torch.manual_seed(0)
-        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 4 * key_heads), nn.Linear(8, 4 * key_heads)
+        self.q, self.k, self.v = nn.Linear(8, 4 * heads), nn.Linear(8, 4 * key_heads), nn.Linear(8, 4 * key_heads)
         self.attend = attend
 
     def split(self, x):
@@ -81,9 +81,12 @@ CALLS = {
 @pytest.mark.parametrize("kind", CALLS)
 def test_the_scores_of_an_attention_function_are_those_that_float64_gives(kind):
     attend, kept, scale = CALLS[kind]
-    model = Heads(attend, key_heads=1 if kind == "shared keys" else 2)
-    wanted = (scale * scores_of(model, x))[..., kept].abs().max().item()
-    for layers in both(model, x):
+    model, given = Heads(attend), x
+    if kind == "shared keys":  # one sample, so that all four heads of it are looked at
+        model, given = Heads(attend, heads=4, key_heads=2), x[:1]
+        model.k.weight.data[:4] *= 3
+    wanted = (scale * scores_of(model, given))[..., kept].abs().max().item()
+    for layers in both(model, given):
         layer = layers["scaled_dot_product_attention()"]
         assert layer.logit_absmax == pytest.approx(wanted, **CLOSE)
         assert (layer.kind, layer.nonlinearity, layer.weighted) == ("scaled_dot_product_attention", None, False)

@@ -1,6 +1,7 @@
 """Functions that a model calls are read as layers are, and the mode that sees them is never left on."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_parts_that_are_called_without_the_model_are_read_too():
 
 
 class Trouble(nn.Module):
-    """Calls itself, and raises."""
+    """Calls itself, and raises; a function has the last word."""
 
     def __init__(self, error):
         super().__init__()
@@ -190,12 +191,27 @@ def test_data_parallel_without_devices_is_read_as_the_model_is():
 
 
 def test_the_output_of_the_last_function_is_let_go_after_the_forward():
-    model, sampler = Inner(), None
+    model = Trouble(None)
     sampler = Sampler(model)
     sampler.arm()
-    model(vectors().requires_grad_())
-    assert sampler._calls._last is None
+    output = weakref.ref(model(vectors(), 0))
+    assert output() is None
     sampler.disarm()
+
+
+def test_a_module_whose_output_a_hook_of_the_user_changes_is_read_as_changed():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+            self.act.register_forward_hook(lambda module, args, out: out * 2)
+
+        def forward(self, x):
+            return self.act(x)
+
+    layers = sampled_once(Model(), torch.sum, torch.ones(3, requires_grad=True))
+    assert [layer.name for layer in layers] == ["relu()", "act"]
+    assert [layer.activation_rms for layer in layers] == pytest.approx([1.0, 2.0])
 
 
 def test_models_of_torch_s_own_modules_need_no_mode():

@@ -74,6 +74,8 @@ def test_batches_that_a_batch_norm_has_tracked_are_counted_and_its_mode_is_told(
         for layers in (exact, sampled):
             assert [layer.tracked for layer in layers] == [None, step, None, 0, None, None]
             assert [layer.training for layer in layers] == [True, True, True, False, True, True]
+    model[1].track_running_stats = False
+    assert sampled_once(model, torch.sum, vectors())[1].tracked is None
     assert not any(layer.training for layer in probe(model.eval(), _sum, (vectors(), vectors())).readings[0].layers)
 
 
