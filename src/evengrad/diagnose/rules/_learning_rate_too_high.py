@@ -12,9 +12,10 @@ from evengrad.diagnose._profile import WIDEST_DECADES
 from evengrad.diagnose._trend import Trend, losses_of, trend_of
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
-# A step as large as the weights replaces them: what the initialisation had arranged, that the signal keeps its size, is
-# gone. Such steps can be undone only if the loss falls all the same.
+# Steps that are together as large as the weights replace them: what the initialisation had arranged, that the signal
+# keeps its size, is gone after the first ten. Ten steps of a tenth do that.
 REPLACED = 1.0
+NOTABLE = 0.1
 # n steps of ratio r in changing directions move the weights by r * sqrt(n) of their size: at 0.3 a run has forgotten
 # after eleven steps what it had learnt. Useful steps are at 1e-3; the largest of healthy small networks was 0.28.
 FORGETTING = 0.3
@@ -29,13 +30,13 @@ class LearningRateTooHigh(AbstractRunRule):
     """Learning rate too high: steps are as large as the weights, and the loss does not come down.
 
     Sees:
-        The norm of each step over the norm of the weights, the median of all weight matrices. The rule speaks when it
-        reaches 1 within the first ten steps, or 0.3 at half of the sampled steps or more, and when the loss has shown
-        the harm: it is not finite at the end, or ends no lower than it was before, or no better than the best
+        The norm of each step over the norm of the weights, the median of all weight matrices. The rule speaks when the
+        first ten steps add up to 1, or half of the sampled steps or more are of 0.3, and when the loss has shown the
+        harm: it is not finite at the end, or ends no lower than it was before, or no better than the best
         constant prediction.
 
     Hurts:
-        A step as large as the weights replaces what was learnt and what the initialisation had arranged. Rectifiers
+        Steps as large as the weights replace what was learnt and what the initialisation had arranged. Rectifiers
         die, saturating units saturate, the loss jumps and is then stuck, or everything overflows.
 
     Cure:
@@ -102,12 +103,12 @@ def _decades(ratio: float) -> float:
 
 def _large(steps: Sequence[tuple[Reading, float]]) -> list[tuple[Reading, float]]:
     """List the steps that forget: from the first ones if they replace the weights, or if half of all later ones do."""
+    begin = [(reading, ratio) for reading, ratio in steps if reading.step - steps[0][0].step < FIRST_STEPS]
+    if sum(ratio for _, ratio in begin) >= REPLACED:
+        return [(reading, ratio) for reading, ratio in steps if ratio >= NOTABLE]
     large = [(reading, ratio) for reading, ratio in steps if ratio >= FORGETTING]
     if not large:
         return []
-    begin = steps[0][0].step
-    if any(ratio >= REPLACED and reading.step - begin < FIRST_STEPS for reading, ratio in large):
-        return large
     later = [ratio for reading, ratio in steps if reading.step >= large[0][0].step]
     return large if len(large) >= FEWEST_SAMPLES and 2 * len(large) >= len(later) else []
 

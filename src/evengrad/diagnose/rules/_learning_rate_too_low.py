@@ -30,6 +30,10 @@ MOST_MOMENTUM = 0.999
 # pure noise go 1 / sqrt(n) of their length) and because the gradient changes where it has gone. Healthy runs of more
 # than 50 steps were at 0.04 to 0.89, runs whose learning rate was too low at 0.93 to 1.00.
 STRAIGHT = 0.9
+# A distance cannot be longer than the way; the way between samples is filled in, and may come out a little short.
+INCONSISTENT = 1.1
+# A step of a tenth of the weights is felt.
+FELT = 0.1
 # What the loss has come down by, at most: else the run learns, if slowly. Of a run that goes on nobody knows how long
 # it is meant to be: only if it would take fifty times as long as it has to come down at all.
 MOST_FALLEN = 0.2
@@ -93,7 +97,7 @@ class LearningRateTooLow(AbstractRunRule):
         way = way_of(readings)
         if way is None or trend is None:
             return None
-        straight = min(way.straightness, way.halfway) >= STRAIGHT and not _decays(readings, record)
+        straight = _is_straight(way, readings) and not _decays(readings, record)
         if not straight or not _hardly_moves(trend, MOST_FALLEN if has_ended(trend, record) else MOST_FALLEN_SO_FAR):
             return Sign(decades=0.0)
         return _straight(way, trend, readings)
@@ -120,6 +124,12 @@ def _counts(trend: Trend | None, record: Record) -> bool:
     if record.setup is not None and is_of_adams_kind(record.setup.optimizer):
         return trend is None or not trend.fell
     return trend is not None and trend.level is not None and trend.level.no_better
+
+
+def _is_straight(way: Way, readings: Sequence[Reading]) -> bool:
+    """Tell whether the way goes one way in small steps; what the samples do not hold together is no way."""
+    largest = max((typical_ratio(one) or 0.0 for one in readings), default=0.0)
+    return min(way.straightness, way.halfway) >= STRAIGHT and way.straightness <= INCONSISTENT and largest <= FELT
 
 
 def _fewest_steps(record: Record) -> int:

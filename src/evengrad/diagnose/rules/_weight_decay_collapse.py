@@ -13,6 +13,13 @@ from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # A tenth of what they were: through two such layers a hundredth of the signal is left.
 SHRUNK_DECADES = 1.0
+# A decay of which the time, 1 / (rate * decay), is fewer steps than this forgets: the weights are what the last batches
+# have left. Usual are ten thousand.
+SHORTEST_MEMORY_STEPS = 50
+FORGETFUL_FRAC = 0.9
+HELD_DOWN_DECADES = 0.3
+# Such a run may still learn; it is told only if its loss stays above this share of that of a constant.
+LEARNT = 0.5
 # What the decay predicts may be off by this factor: schedules, groups without decay, what the gradient adds.
 AGREES = 3.0
 FEWEST_SAMPLES = 8
@@ -25,7 +32,9 @@ class WeightDecayCollapse(AbstractRunRule):
     Sees:
         The size of the weight matrices over the sampled steps. The rule speaks when it has fallen tenfold (the
         median of the matrices), was falling all the time, as fast as learning rate times weight decay predict, and
-        the loss has not come down or ends no better than a constant prediction.
+        the loss has not come down or ends no better than a constant prediction. It also speaks when each step takes
+        more than a fiftieth of the weights, which then hold only what the last batches have left, and the loss has
+        stopped above half of that of a constant.
 
     Hurts:
         The decay pulls stronger than the loss. Every layer passes on less, the gradient, a product over the layers,
@@ -58,17 +67,17 @@ class WeightDecayCollapse(AbstractRunRule):
         sizes = _sizes(readings)
         if not sizes or decay <= 0.0:
             return None
-        shrunk = -sizes[-1]
-        predicted = _predicted(record, decay)
-        if shrunk < SHRUNK_DECADES or not _falls_all_the_time(sizes):
-            return Sign(decades=max(shrunk, 0.0))
-        adaptive = is_of_adams_kind(record.setup.optimizer) and not record.setup.optimizer.endswith("W")
-        if not adaptive and not predicted / AGREES <= shrunk <= predicted * AGREES:
-            return Sign(decades=shrunk)
         trend = trend_of(record)
         if trend is None:
             return None
-        return _told(readings, shrunk, predicted, decay) if _no_gain(trend) else Sign(decades=shrunk)
+        shrunk, predicted = -sizes[-1], _predicted(record, decay)
+        adaptive = is_of_adams_kind(record.setup.optimizer) and not record.setup.optimizer.endswith("W")
+        agrees = adaptive or predicted / AGREES <= shrunk <= predicted * AGREES
+        if shrunk >= SHRUNK_DECADES and agrees and _falls_all_the_time(sizes) and _no_gain(trend):
+            return _told(readings, shrunk, predicted, decay)
+        if shrunk < SHRUNK_DECADES and not adaptive and _forgets(record, decay) and _stays(trend, shrunk):
+            return _held_down(readings, shrunk, decay, trend)
+        return Sign(decades=max(shrunk, 0.0))
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose nothing: the cure is a smaller weight decay."""
@@ -93,6 +102,41 @@ def _falls_all_the_time(sizes: Sequence[float]) -> bool:
     """Compare quarters of the samples: the size at the end of each is below that at its beginning."""
     places = [number * (len(sizes) - 1) // 4 for number in range(5)]
     return all(sizes[after] < sizes[before] for before, after in pairwise(places))
+
+
+def _forgets(record: Record, decay: float) -> bool:
+    """Tell whether nearly all of the steps take more than a fiftieth of the weights."""
+    rates = [max(one.lrs) for one in thinned(record.readings) if one.lrs]
+    fast = [rate for rate in rates if rate * decay >= 1 / SHORTEST_MEMORY_STEPS]
+    span = record.readings[-1].step - record.readings[0].step
+    return bool(fast) and len(fast) >= FORGETFUL_FRAC * len(rates) and span >= 4 * SHORTEST_MEMORY_STEPS
+
+
+def _stays(trend: Trend, shrunk: float) -> bool:
+    """Tell whether small weights and a loss that is far from learnt have come to rest."""
+    small = shrunk >= HELD_DOWN_DECADES and not trend.still_falling
+    return small and trend.level is not None and trend.level.ratio >= LEARNT
+
+
+def _held_down(readings: Sequence[Reading], shrunk: float, decay: float, trend: Trend) -> Sign:
+    first, last = readings[0], readings[-1]
+    rate = max(last.lrs, default=float("nan"))
+    return Sign(
+        decades=shrunk,
+        speaks=True,
+        where=("optimizer",),
+        message=(
+            f"each step takes {rate * decay:.2g} of the weights, which are held at {10**-shrunk:.2g} of their size and "
+            f"forget in {1 / (rate * decay):.0f} steps; the loss stays at {trend.end:.4g}"
+        ),
+        evidence=(
+            Evidence(name="weight decay", value=decay),
+            Evidence(name="learning rate", value=rate),
+            Evidence(name="weights at the end over weights at the start, median", value=10**-shrunk),
+        ),
+        when=(first.step, last.step),
+        cause=f"a weight decay of {decay:.2g} at a learning rate of {rate:.2g}",
+    )
 
 
 def _predicted(record: Record, decay: float) -> float:

@@ -5,15 +5,17 @@ from statistics import median
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
+from evengrad.diagnose._level import has_ended
 from evengrad.diagnose._movement import HALVES, resolution_of, sampled
-from evengrad.diagnose._trend import trend_of
-from evengrad.diagnose.rules._learning_rate_too_low import is_lost_in_rounding
+from evengrad.diagnose._trend import Trend, trend_of
+from evengrad.diagnose.rules._learning_rate_too_low import MOST_FALLEN, MOST_FALLEN_SO_FAR, is_lost_in_rounding
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 STILL_FRAC = 0.9
 # Without a loss to tell the harm: what is left of the steps is less than the rounding of shares in a sample.
 STILL_FRAC_ALONE = 0.99
 FEWEST_SAMPLES = 3
+FEWEST_STEPS = 50
 # Where a schedule has brought the learning rate down to a tenth, weights may come to rest.
 RATE_LEFT = 0.1
 
@@ -25,7 +27,8 @@ class WeightsStandStill(AbstractRunRule):
     Sees:
         For weights in bfloat16 or float16 the share of elements with a gradient that a step has left as they were to
         the bit, the median over all weight matrices. The rule speaks when it is nine in ten or more at nine in ten of
-        the sampled steps, while the learning rate is at its height and the loss has not come down.
+        the sampled steps, while the learning rate is at its height and the loss has not come down, or by less than a
+        fifth in a run that has ended (a fiftieth in one that goes on).
 
     Hurts:
         A number of bfloat16 changes only by steps of more than a 512th of itself. Smaller ones are lost, every time,
@@ -37,8 +40,9 @@ class WeightsStandStill(AbstractRunRule):
         chance.
 
     False alarms:
-        A loss that falls shows that enough gets through. A schedule that has ended, elements without a gradient and
-        float32 are not counted: float32 loses steps only where the learning rate is far too low (EG602).
+        A loss that falls shows that enough gets through. Fewer than 50 steps, a warm-up that is not over, a schedule
+        that has ended, elements without a gradient and float32 are not counted: float32 loses steps only where the
+        learning rate is far too low (EG602).
 
     Source:
         Zamirai et al. 2020, Revisiting BFloat16 training, arXiv 2010.06192, section 3.
@@ -59,15 +63,28 @@ class WeightsStandStill(AbstractRunRule):
         if len(known) < FEWEST_SAMPLES or is_lost_in_rounding(record, readings):
             return None
         trend = trend_of(record)
+        if _is_young(trend, readings):
+            return None
         least = STILL_FRAC_ALONE if trend is None else STILL_FRAC
         still = [one for one, frac in known if frac >= least]
-        if 10 * len(still) < 9 * len(known) or (trend is not None and trend.fell):
+        if 10 * len(still) < 9 * len(known) or (trend is not None and _learns(trend, record)):
             return Sign(decades=0.0)
         return _told(still, median(frac for _, frac in known))
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose nothing: the cure is another dtype of the weights."""
         return ()
+
+
+def _is_young(trend: Trend | None, readings: Sequence[Reading]) -> bool:
+    if trend is None:
+        return readings[-1].step - readings[0].step < FEWEST_STEPS - 1
+    return trend.warming_up or trend.full_steps < FEWEST_STEPS
+
+
+def _learns(trend: Trend, record: Record) -> bool:
+    """Tell whether the loss has come down by as much as one may ask of this run."""
+    return trend.fell and trend.fallen_frac > (MOST_FALLEN if has_ended(trend, record) else MOST_FALLEN_SO_FAR)
 
 
 def _still_frac(reading: Reading) -> float | None:
