@@ -16,17 +16,13 @@ from evengrad.probe._functional import attention_absmax
 from evengrad.probe._kinds import RECURRENT, batches_tracked_by
 from evengrad.probe._sample import Group, Row, width_for
 from evengrad.probe._sample_hooks import MOST_CALLS_OF_A_MODULE, Call, Layer, Round, plain
-from evengrad.probe._sample_inside import ThroughTime, in_checkpoint, inside
+from evengrad.probe._sample_inside import UNKNOWN, ThroughTime, in_checkpoint, inside
 from evengrad.probe._sample_readings import About
 from evengrad.probe._through_time import data_of, stand_in_for, watch_time
 from evengrad.probe._units import liveliness
 from evengrad.probe._watch_entries import float_tensors
 
 MOST_CALLS = 2048  # of all modules together: at most 64 MiB of samples in float32
-
-# What a computation beside the run raises for shapes and kinds of tensors that it does not know: its number is left
-# out then, for the run goes on.
-UNKNOWN = (RuntimeError, IndexError, ValueError, TypeError, AttributeError)
 
 
 class Last(NamedTuple):

@@ -14,6 +14,11 @@ from evengrad.probe._gates import GATED, GATED_CELLS, gates_of
 from evengrad.probe._sample_hooks import Call
 
 EVERY_CELL_CALL = 8  # of a cell in a loop, the gates of every eighth call are computed
+
+# What a computation beside the run raises for shapes and kinds of tensors that it does not know: its number is left
+# out then, for the run goes on.
+UNKNOWN = (RuntimeError, IndexError, ValueError, TypeError, AttributeError)
+
 CHECKPOINTS = CheckpointFunction.forward.__code__.co_filename
 
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from evengrad.nouns import LayerReading
-from evengrad.probe._attention import are_scores, module_absmax, score_absmax
 from evengrad.probe._functional import FunctionalActivations, attention_absmax
-from evengrad.probe._gates import GATED, GATED_CELLS, gates_of
 from evengrad.probe._kinds import (
     CONVOLUTIONS,
     FUNCTIONS,
@@ -25,6 +23,7 @@ from evengrad.probe._kinds import (
     plain_name,
     unit_dim_of,
 )
+from evengrad.probe._sample_inside import UNKNOWN, inside
 from evengrad.probe._statistics import activation_vector, is_additive_mask
 from evengrad.probe._through_time import data_of, stand_in_for, watch_time
 from evengrad.probe._watch_entries import Entry, float_tensors, reading_of, to_host, vectors_of, weights_of
@@ -127,15 +126,16 @@ class Watch:
         self, entry: Entry, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]], result: Any
     ) -> None:
         """Look at gates and attention scores; what is called for it is no part of the model."""
-        args, kwargs = given
         self._paused = True
-        if isinstance(module, (*GATED, *GATED_CELLS)):
-            entry.gates = gates_of(module, args, result)
-        elif isinstance(module, nn.MultiheadAttention):
-            entry.logit = module_absmax(module, args, kwargs)
-        elif isinstance(module, nn.Softmax) and args and are_scores(args[0]):
-            entry.logit = score_absmax(args[0])
+        try:
+            found = inside(module, 0, *given, result)
+        except UNKNOWN:
+            found = None
         self._paused = False
+        if found is not None and found.ndim:
+            entry.gates = found
+        else:
+            entry.logit = found
 
     def _all_outputs_finite(self, entry: Entry, result: Any) -> None:
         """A non-finite value in any output counts, not only in the one whose statistics are kept."""
@@ -155,7 +155,10 @@ class Watch:
         # In place the argument is the result: none of these makes NaN of a number.
         entry.input_finite = _inputs_finite([*float_tensors(args), *float_tensors(kwargs)])
         entry.training = module.training
-        entry.logit = attention_absmax(name, args, kwargs)
+        try:
+            entry.logit = attention_absmax(name, args, kwargs)
+        except UNKNOWN:
+            entry.logit = None
         unit_dim = unit_dim_of(None, ndim=result.ndim, channels_first=self._channels_first and nonlinearity is not None)
         self._measure(entry, result, unit_dim)
 
