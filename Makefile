@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/evengrad demo -o demo
 
-BENCHMARKS := norm_error apply_cost guard_cost import_time spikes regret default_policy thresholds
+BENCHMARKS := norm_error apply_cost guard_cost probe_cost probe_cost checkup_cost run_log import_time spikes regret default_policy thresholds
 bench: $(STAMP)
 	mkdir -p bench
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py -o bench/$$name.json || exit 1; done

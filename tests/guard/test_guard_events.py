@@ -65,7 +65,7 @@ class Root(nn.Module):
 def test_the_second_skip_in_a_row_names_the_module_that_makes_the_bad_value(caplog):
     model = nn.Sequential(nn.Linear(3, 4), Root(), nn.Linear(4, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    guard = Guard(model, optimizer)
+    guard = Guard(model, optimizer, sample_every_steps=None, tell=False)
     train(model, optimizer, guard, batches(1))
     assert any(module._forward_hooks for module in model.modules())  # watched for one step
     train(model, optimizer, guard, batches(7))
@@ -90,7 +90,7 @@ def test_weights_that_are_not_finite_themselves_are_named_at_once(caplog):
 def test_no_module_is_watched_while_all_is_well():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    guard = Guard(model, optimizer)
+    guard = Guard(model, optimizer, sample_every_steps=None)
     train(model, optimizer, guard, batches(3))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

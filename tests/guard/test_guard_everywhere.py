@@ -298,7 +298,7 @@ def test_outside_of_the_context_nothing_is_guarded():
     assert "3 steps" in everywhere.summary
 
 
-def test_no_module_gets_a_hook_and_the_random_state_stays():
+def test_no_hook_is_global_or_stays_and_the_random_state_is_left_alone():
     def hooks():
         kinds = ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_backward_hooks")
         return [dict(getattr(nn.modules.module, kind)) for kind in kinds]
@@ -309,7 +309,8 @@ def test_no_module_gets_a_hook_and_the_random_state_stays():
         train(model, torch.optim.SGD(model.parameters(), lr=0.1))
         assert torch.equal(torch.get_rng_state(), state)
         assert hooks() == before
-        assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert not any(one._backward_hooks or one._post_accumulate_grad_hooks for one in model.parameters())
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own

@@ -219,7 +219,7 @@ def test_too_many_skips_in_a_row_end_the_run_with_the_names():
 def test_the_log_names_the_parameters_and_is_not_flooded(caplog):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    guard = Guard(model, optimizer)
+    guard = Guard(model, optimizer, tell=False)
     caplog.set_level(logging.WARNING, logger="evengrad.guard")
     for _ in range(9):
         optimizer.zero_grad()

@@ -18,6 +18,8 @@ class AbstractApply(ABC):
 
     on_device: bool
     """Whether the decision is made on the device, and the host may not know it."""
+    hands_off = False
+    """Whether nothing is ever changed: neither gradients nor steps nor buffers."""
 
     @abstractmethod
     def described(self, program: Program) -> str:

@@ -10,9 +10,23 @@ from evengrad.guard._attributes import can_fold
 from evengrad.guard._on_device import OnDevice
 from evengrad.guard._on_host import OnHost
 from evengrad.guard._program import Part
+from evengrad.guard._watching import Watching
 from evengrad.nouns import OptimizerError, SettingError
 
 WAYS = ("conditional", "foreach", "folded")
+
+
+def watching(apply: object, optimizers: Sequence[Optimizer], *, rollback: bool) -> AbstractApply:
+    """Return the way of a guard that only watches.
+
+    Raises:
+        SettingError: A way to apply decisions is asked for, or a rollback: there are none.
+    """
+    for name, given in (("apply", apply), ("rollback", rollback or None)):
+        if given is not None:
+            raise SettingError(name, came=repr(given), wanted="None with clip=False: nothing is ever changed")
+    devices = {p.device.type for one in optimizers for group in one.param_groups for p in group["params"]}
+    return Watching(on_device="cuda" in devices)
 
 
 def apply_of(apply: object, optimizers: Sequence[Optimizer], parts: Sequence[Part], *, rollback: bool) -> AbstractApply:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evengrad.guard._blame import Blame
-from evengrad.guard._choice import apply_of
+from evengrad.guard._choice import apply_of, watching
 from evengrad.guard._gate import Gate
 from evengrad.guard._history import History
-from evengrad.guard._layers import Layers
 from evengrad.guard._ledger import Books
 from evengrad.guard._log import Log
 from evengrad.guard._names import dtype_name, optimizers_of
@@ -23,11 +22,14 @@ from evengrad.guard._outcome import Decided
 from evengrad.guard._plan import Plan
 from evengrad.guard._program import Program, parts_of
 from evengrad.guard._rollback import Keeper, Rollback
+from evengrad.guard._sampling import Sampling
 from evengrad.guard._saved import packed, unpacked
-from evengrad.guard._settings import check_settings, loss_of
+from evengrad.guard._schedule import Every, Schedule
+from evengrad.guard._settings import check_settings
 from evengrad.guard._skips import Counts
 from evengrad.guard._statistics import RunningStatistics
 from evengrad.guard._steps import Steps
+from evengrad.guard._voice import Voice
 from evengrad.nouns import Event, Record
 
 if TYPE_CHECKING:
@@ -64,7 +66,9 @@ class Guard:
             One that is itself wrapped must be the inner one.
         clip: A policy, a number (a threshold as in `clip_grad_norm_`), or a sequence of policies and transforms, in the
             order in which they are to act. None for `ByZScore()`, which needs no threshold; with SGD also
-            `ByPolyakStep()`: no step longer than the loss allows, where it is handed over with `guard.loss`.
+            `ByPolyakStep()`: no step longer than the loss allows, where it is handed over with `guard.loss`. False to
+            watch only: nothing is changed and no step left out, whatever its gradients are; `apply` and `rollback` do
+            not go with it.
         log: A run directory; one reading per step is written there.
         scaler: The loop's GradScaler; needed where `clip_()` is called (it calls `scaler.unscale_` unless the loop
             has), with several optimizers, and to tell the scaler's overflows from faults with one that is not fused.
@@ -74,9 +78,16 @@ class Guard:
             multiplies, always.
         rollback: When to go back to the last good weights with a lower learning rate; None never.
         on_event: Called with an `Event` after each step that was clipped, skipped or taken back.
-        sample_every_steps: At every so many steps the layers' activations and gradients are sampled, so that the rules
-            for depth and saturation can speak of this run; None never. A sampled step is a few percent longer; on the
-            others nothing is attached to the model. A model that is compiled shows no layers.
+        sample_every_steps: When to look inside, so that the rules for depth, units, weights, data and the loop can
+            speak of this run. At a sampled step layers, weights, what the step does to them, the model's input and
+            output, the graph of the loss and a gradient that was left over are read from samples of their elements.
+            `auto`: each of the first 8 steps, every 10th to step 100, every 50th to step 1,000, every 100th later, and
+            4 in a row when something moves: a sampled step takes 1.01 to 1.05 plain ones, and 1.6 to 2 where a thousand
+            layers are tiny, so that all in all it is below 1 % of the first hundred steps and 0.1 % later. A number:
+            every so many steps; None never. On the other steps no hook is on any module.
+        tell: Whether to log what the rules find while the run goes on, each finding once and again when its severity
+            changes, on `logging.getLogger("evengrad.guard")`. They judge after 8, 32, 100 and 300 steps, then after
+            every 1,000, and after something has moved.
 
     Raises:
         ModelError: The model has no parameters, or a sharded one.
@@ -111,19 +122,28 @@ class Guard:
         apply: str | None = None,
         rollback: Rollback | None = None,
         on_event: Callable[[Event], object] | None = None,
-        sample_every_steps: int | None = None,
+        sample_every_steps: Every = "auto",
+        tell: bool = True,
     ) -> None:
         optimizers = optimizers_of(model, optimizer)
         check_settings(scaler, max_consecutive_skips, rollback, on_event)
+        schedule = Schedule(sample_every_steps)
         parts = parts_of(clip, optimizers)
-        plan = Plan(model, optimizers, parts, apply_of(apply, optimizers, parts, rollback=rollback is not None))
+        back = rollback is not None
+        if clip is False:
+            way = watching(apply, optimizers, rollback=back)
+        else:
+            way = apply_of(apply, optimizers, parts, rollback=back)
+        plan = Plan(model, optimizers, parts, way)
+        most = math.inf if way.hands_off else max_consecutive_skips
         self._books = Books(
-            counts=Counts(max_consecutive_skips, Blame(model, plan.names), on_event),
+            counts=Counts(most, Blame(model, plan.names), on_event),
             history=History(len(plan.names)),
-            log=None if log is None else Log(log, plan.names, dtype_name(plan.program.parameters)),
-            statistics=RunningStatistics(model, plan.program.parameters),
+            log=None if log is None else Log(log, plan.names, dtype_name(plan.program.parameters), plan.setup),
+            statistics=None if way.hands_off else RunningStatistics(model, plan.program.parameters),
             keeper=None if rollback is None else Keeper(rollback, model, optimizers),
-            layers=Layers(model, sample_every_steps),
+            sampling=Sampling(model, schedule),
+            voice=Voice(tell=tell),
             scaled=scaler is not None,
         )
         self._steps = Steps(plan, scaler, self._books, self)
@@ -131,7 +151,12 @@ class Guard:
     def loss(self, loss: Tensor) -> Tensor:
         """Hand over the loss of the coming step, for the reading and for policies that judge it; returns it unchanged.
 
-        The loss itself, not its part: where gradients are accumulated, before it is divided.
+        The loss itself, not its part: where gradients are accumulated, before it is divided. Hand it over before its
+        backward: at a sampled step its graph is looked at.
+
+        Where no loss is handed over the reading holds what is found by itself: what the backwards began with whose
+        gradients the step sees, divided by a GradScaler's scale. Of accumulated gradients and of several losses that is
+        the sum. Policies see only what is handed over.
 
         Args:
             loss: A scalar; a copy is kept on its device, not waited for.
@@ -142,7 +167,7 @@ class Guard:
         Example:
             `guard.loss(criterion(output, target)).backward()`
         """
-        self._steps.loss = loss_of(loss)
+        self._steps.hand_over(loss)
         return loss
 
     def clip_(self) -> Tensor:
@@ -205,7 +230,7 @@ class Guard:
         Cost: On an accelerator it waits for the device.
         """
         self._steps.ledger.drain(wait=True)
-        return self._books.history.record(self._steps.plan.names, dtype_name(self._program.parameters))
+        return self._steps.record()
 
     def findings(self) -> tuple[Finding, ...]:
         """Return what the rules say about the last steps (at most 1,000).
@@ -265,7 +290,9 @@ class Guard:
         if self._books.keeper is not None:
             self._books.keeper.start_anew(counts["rollbacks"])
         self._steps.forget(lr_factor)
-        self._books.statistics.keep()
+        self._books.sampling.schedule.start(counts["step"])
+        if self._books.statistics is not None:
+            self._books.statistics.keep()
 
     def detach(self) -> None:
         """Remove the hooks, give back what is held, end the log; a second call does nothing."""
@@ -275,7 +302,8 @@ class Guard:
         if not self._steps.attached:
             return
         self._books.counts.close()
-        self._books.statistics.end()
+        if self._books.statistics is not None:
+            self._books.statistics.end()
         try:
             self._steps.detach()
         finally:
@@ -291,9 +319,11 @@ class Guard:
         self._detach(ended=kind is None)
 
     def __repr__(self) -> str:
+        way = self._steps.plan.apply
+        does = "watching only" if way.hands_off else self._program.described()
         return (
-            f"Guard({self._program.described()}, {len(self._steps.plan.names)} parameters, "
-            f"{self._steps.plan.apply.described(self._program)}; step={self.step}, skips={self._books.counts.skips}, "
+            f"Guard({does}, {len(self._steps.plan.names)} parameters, "
+            f"{way.described(self._program)}; step={self.step}, skips={self._books.counts.skips}, "
             f"clips={self._books.counts.clips}{'' if self._steps.attached else ', detached'})"
         )
 

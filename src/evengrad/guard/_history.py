@@ -1,18 +1,21 @@
 """The last steps as they were seen, turned into readings only when somebody asks."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from evengrad.guard._outcome import Outcome
-from evengrad.nouns import LayerReading, Reading, Record
+from evengrad.guard._sampling import Sample
+from evengrad.guard._sent import Sent
+from evengrad.nouns import Reading, Record, Setup
 
 WINDOW_STEPS = 1000
 WINDOW_NUMBERS = 4_000_000  # norms kept at most: 16 MB
+WINDOW_SAMPLED = 500_000  # numbers of sampled steps kept at most, 4 MB before they become readings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,26 +27,43 @@ class Row:
         loss: The loss where the outcome does not hold it.
         lrs: The learning rate of each group, a number or a tensor.
         outcome: What was decided; None where the guard did not see the gradients.
-        layers: Makes the readings of the layers, once; None where they were not sampled.
+        found: The loss that was found by itself, and what it was multiplied with; None where none was.
+        sample: What was sampled; None where nothing was.
     """
 
     step: int
     loss: Tensor | float | None
     lrs: tuple[Any, ...]
     outcome: Outcome | None = None
-    layers: Callable[[], tuple[LayerReading, ...]] | None = None
+    found: float | Sent | None = None
+    sample: Sample | None = None
+
+    def ready(self) -> bool:
+        """Whether it can be converted without a wait, as far as it does not hang on the outcome."""
+        return (self.sample is None or self.sample.ready()) and (not isinstance(self.found, Sent) or self.found.ready())
+
+    def known_loss(self) -> float | None:
+        """Return the loss: what was handed over, or else what was found."""
+        if self.loss is not None:
+            return _number(self.loss)
+        if self.outcome is not None and self.outcome.loss is not None:
+            return self.outcome.loss
+        if self.outcome is not None and self.outcome.overflow:
+            return None  # it may be infinite as scaled only
+        if isinstance(self.found, Sent):
+            value, scale = self.found.read()
+            return value / scale
+        return self.found
 
     def reading(self, count: int | None = None) -> Reading:
         """Convert; with the norms of the first `count` parameters."""
         lrs = tuple(_number(lr) for lr in self.lrs)
-        loss = None if self.loss is None else _number(self.loss)
+        loss = self.known_loss()
         if self.outcome is None:
             return Reading(step=self.step, loss=loss, lrs=lrs)
-        if loss is None:
-            loss = self.outcome.loss
         if self.outcome.overflow:  # norms of scaled gradients say nothing about the run
             return Reading(step=self.step, loss=loss, lrs=lrs, skipped=True)
-        return Reading(
+        reading = Reading(
             step=self.step,
             loss=loss,
             lrs=lrs,
@@ -51,22 +71,32 @@ class Row:
             total_norm=self.outcome.total,
             scale=self.outcome.scale,
             skipped=self.outcome.skipped,
-            layers=() if self.layers is None else self.layers(),
         )
+        return reading if self.sample is None else self.sample.added_to(reading, count)
 
 
 @final
 class History:
-    """A window over the last steps, bounded in steps and in memory."""
+    """A window over the last steps, bounded in steps and in memory; of what was sampled the last is kept longest."""
 
     def __init__(self, count: int) -> None:
         self._rows: deque[Row] = deque(maxlen=max(16, min(WINDOW_STEPS, WINDOW_NUMBERS // count)))
+        self._sampled: deque[Sample] = deque()
+        self._numbers = 0
 
     def append(self, row: Row) -> None:
         """Keep a step and forget the oldest."""
         self._rows.append(row)
+        if row.sample is None:
+            return
+        self._sampled.append(row.sample)
+        self._numbers += len(row.sample)
+        while self._sampled and self._numbers > WINDOW_SAMPLED:
+            oldest = self._sampled.popleft()
+            self._numbers -= len(oldest)
+            oldest.forget()
 
-    def record(self, names: Sequence[str], dtype: str) -> Record:
+    def record(self, names: Sequence[str], dtype: str, setup: Setup | None = None) -> Record:
         """Convert the window; steps from before a parameter was added lack it and are padded with 0."""
         readings = (row.reading() for row in self._rows)
         return Record(
@@ -74,6 +104,7 @@ class History:
             parameters=tuple(names),
             dtype=dtype,
             source="guard",
+            setup=setup,
         )
 
 
@@ -81,8 +112,7 @@ def _padded(reading: Reading, count: int) -> Reading:
     missing = count - len(reading.grad_norms)
     if not reading.grad_norms or not missing:
         return reading
-    parts = {name: getattr(reading, name) for name in Reading.__dataclass_fields__}
-    return Reading(**{**parts, "grad_norms": reading.grad_norms + (0.0,) * missing})
+    return replace(reading, grad_norms=reading.grad_norms + (0.0,) * missing)
 
 
 def _number(value: Tensor | float) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from evengrad.guard._history import Row
 from evengrad.guard._skips import LOGGER
+from evengrad.nouns import Setup
 
 if TYPE_CHECKING:
     import os
@@ -21,11 +22,11 @@ class Log:
     The columns are the parameters at the start; one that is added later is guarded but not logged, which is said once.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], names: Sequence[str], dtype: str) -> None:
+    def __init__(self, directory: str | os.PathLike[str], names: Sequence[str], dtype: str, setup: Setup) -> None:
         from evengrad.runlog import Writer
 
         self._count = len(names)
-        self._writer = Writer(directory, parameters=tuple(names), dtype=dtype, rank=_rank())
+        self._writer = Writer(directory, parameters=tuple(names), dtype=dtype, setup=setup, rank=_rank())
         self._said = False
 
     def append(self, row: Row) -> None:

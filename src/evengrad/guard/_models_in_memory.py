@@ -65,6 +65,7 @@ class Naming(nn.Module):
     def __init__(self, models: Mapping[str, nn.Module], loose: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._loose = dict(loose)
+        self._named = weakref.WeakSet(models.values())
         if len(models) == 1:
             (model,) = models.values()
             vars(self).update((kind, vars(model)[kind]) for kind in ("_modules", "_parameters", "_buffers"))
@@ -80,6 +81,20 @@ class Naming(nn.Module):
             yield before + ".".join(part for part in name.split(".") if part not in INNER_WRAPPERS), parameter
         for name, tensor in self._loose.items():
             yield before + name, tensor  # type: ignore[misc]
+
+    @property
+    def training(self) -> bool:
+        """Whether one of the models is in training mode."""
+        return any(model.training for model in self._named) or not self._named
+
+    @training.setter
+    def training(self, _: bool) -> None:
+        """Leave the models in theirs."""
+
+
+def models_of(model: nn.Module) -> list[nn.Module]:
+    """Return the models that one stands for: itself, unless it only names them."""
+    return list(model._named) if isinstance(model, Naming) else [model]
 
 
 def _labels(roots: Sequence[nn.Module]) -> dict[str, nn.Module]:

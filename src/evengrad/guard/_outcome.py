@@ -19,12 +19,15 @@ class Given:
         by: What a GradScaler has multiplied the gradients with; None when nothing.
         scale: A GradScaler's scale, where it is known; also when the gradients were divided by it already.
         found_inf: Not zero when a GradScaler has found a gradient that is not finite; None without one.
+        scaled: The optimizers, by `id`, whose gradients are multiplied so still, for a guard that only watches; the
+            others unscale them all before they decide.
     """
 
     loss: Tensor | float | None = None
     by: Tensor | None = None
     scale: Tensor | None = None
     found_inf: Tensor | None = None
+    scaled: frozenset[int] = frozenset()
 
 
 def is_search(loss: float | None, scale: float | None) -> bool:

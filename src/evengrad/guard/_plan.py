@@ -8,10 +8,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from evengrad.guard._apply import AbstractApply
+from evengrad.guard._models_in_memory import models_of
 from evengrad.guard._names import groups, regrouped, targets_of
 from evengrad.guard._program import Part, Program
 from evengrad.guard._saved import carried
 from evengrad.measure import first_accelerator
+from evengrad.nouns import Setup
+from evengrad.probe import setup_of
 
 
 @final
@@ -31,7 +34,17 @@ class Plan:
         self._model, self._parts = model, parts
         self.optimizers = list(optimizers)
         self.apply = apply
+        self._setup: Setup | None = None
         self._make()
+
+    @property
+    def setup(self) -> Setup:
+        """What is known of model and optimizers before they train; made anew when the optimizers' groups change."""
+        if self._setup is None:
+            named = dict(zip(self.names, self.program.parameters, strict=True))
+            models = models_of(self._model)
+            self._setup = setup_of(models[0] if len(models) == 1 else self._model, self.optimizers, named)
+        return self._setup
 
     def refresh(self) -> None:
         """Plan anew if a parameter was added, taken away or replaced; what is remembered of the others stays."""
@@ -56,3 +69,4 @@ class Plan:
         self.program = Program(self._parts, targets, like)
         self.names = self.program.names
         self._groups = groups(self.optimizers)
+        self._setup = None

@@ -54,6 +54,8 @@ def parts_of(clip: object, optimizers: Sequence[Optimizer]) -> tuple[Part, ...]:
     Raises:
         SettingError: It is none of these, or an empty sequence.
     """
+    if clip is False:
+        return (SkipNonFinite(),)  # stands for the parts of a guard that only watches: nothing asks it
     members = list(clip) if isinstance(clip, list | tuple) else [clip]
     if clip is None:
         return (default_policy(optimizers),)

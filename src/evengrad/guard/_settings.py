@@ -74,9 +74,9 @@ def is_nested(optimizer: Optimizer) -> bool:
     """
     steps, frame = 0, sys._getframe()
     while frame is not None:
-        arguments = frame.f_locals.get("args")
-        if frame.f_code.co_name == "wrapper" and isinstance(arguments, tuple):
-            steps += any(one is optimizer for one in arguments[:1])
+        if frame.f_code.co_name == "wrapper":  # looking at a frame's variables keeps them alive until it ends
+            arguments = frame.f_locals.get("args")
+            steps += isinstance(arguments, tuple) and any(one is optimizer for one in arguments[:1])
         frame = frame.f_back  # type: ignore[assignment]
     return steps > 1
 
@@ -88,15 +88,40 @@ def found_inf_of(scaler: Any, optimizers: Sequence[Optimizer]) -> Tensor | None:
     return torch.stack([one.reshape(()).to(found[0].device) for one in found]).sum() if found else None
 
 
-def in_a_scaler() -> bool:
-    """Whether a GradScaler is calling; asked once, where several optimizers step and no scaler was given."""
+def scaler_that_calls() -> Any:
+    """Return the GradScaler that is calling `step`, None for none; asked once, where no scaler was given."""
     frame = sys._getframe()
     while frame is not None:
-        scaler = frame.f_locals.get("self")
-        if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled():
-            return True
+        if frame.f_code.co_name in {"step", "_maybe_opt_step"}:  # no other: looking at a frame keeps its variables
+            scaler = frame.f_locals.get("self")
+            if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled():
+                return scaler
         frame = frame.f_back  # type: ignore[assignment]
-    return False
+    return None
+
+
+def still_scaled(scaler: Any, optimizers: Sequence[Optimizer], stepping: Optimizer | None) -> frozenset[int]:
+    """Return the ids of the optimizers whose gradients a GradScaler has not unscaled yet.
+
+    Args:
+        scaler: The scaler; None for none.
+        optimizers: The optimizers.
+        stepping: The one that is in its step: a fused one unscales within it, where it has a `grad_scale`.
+    """
+    if scaler is None and stepping is None:
+        return frozenset()
+    states = getattr(scaler, "_per_optimizer_states", {})
+    scaled = {id(one) for one in optimizers if scaler is not None and not _is_unscaled(states.get(id(one)))}
+    if stepping is not None:
+        scaled.discard(id(stepping))
+        if getattr(stepping, "grad_scale", None) is not None:
+            scaled.add(id(stepping))
+    return frozenset(scaled)
+
+
+def _is_unscaled(state: Mapping[str, Any] | None) -> bool:
+    stage = getattr((state or {}).get("stage"), "name", "READY")
+    return stage != "READY"
 
 
 def unscale(scaler: Any, optimizer: Optimizer) -> None:

@@ -28,7 +28,7 @@ class Counts:
         on_event: Called with each event; None for nobody.
     """
 
-    def __init__(self, most_in_a_row: int, blame: Blame, on_event: Callable[[Event], object] | None) -> None:
+    def __init__(self, most_in_a_row: float, blame: Blame, on_event: Callable[[Event], object] | None) -> None:
         self.most_in_a_row = most_in_a_row
         self.skips = 0
         self.clips = 0

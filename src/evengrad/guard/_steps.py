@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, final
 
 import torch
@@ -11,16 +10,28 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from evengrad.guard._attributes import relaid
+from evengrad.guard._found_loss import FoundLoss
 from evengrad.guard._history import Row
-from evengrad.guard._layers import Sample
 from evengrad.guard._ledger import Books, Ledger
+from evengrad.guard._names import dtype_name
 from evengrad.guard._outcome import Decided, Given, is_search
 from evengrad.guard._plan import Plan
 from evengrad.guard._rates import Rates, rates
 from evengrad.guard._rounds import Round
-from evengrad.guard._settings import averaged, found_inf_of, has_closure, in_a_scaler, is_nested, owner, unscale
+from evengrad.guard._sent import Sent
+from evengrad.guard._settings import (
+    averaged,
+    found_inf_of,
+    has_closure,
+    is_nested,
+    loss_of,
+    owner,
+    scaler_that_calls,
+    still_scaled,
+    unscale,
+)
 from evengrad.guard._skips import LOGGER
-from evengrad.nouns import OptimizerError, SettingError, UnguardedStepWarning
+from evengrad.nouns import OptimizerError, Record, SettingError, UnguardedStepWarning
 
 
 @final
@@ -48,9 +59,12 @@ class Steps:
         self._evaluations = 0  # of the closure of the step that is going on
         self.loss: Tensor | float | None = None
         self.last: Decided | None = None
-        self.ledger = Ledger(books, plan.copied, plan.restore)
-        self._scaler, self._keeper, self._layers = scaler, books.keeper, books.layers
-        self._sample: Sample | None = None  # of the step that has not gone by yet
+        self.ledger = Ledger(books, plan.copied, plan.restore, self.record)
+        self._scaler, self._keeper, self._sampling = scaler, books.keeper, books.sampling
+        self._met: Any = None  # a GradScaler that calls, where none was given
+        self._asked = scaler is not None  # whether one is known to call, or not to
+        self._found_loss = FoundLoss(plan.program.parameters)
+        self._found: float | Sent | None = None  # the loss of the step that has not gone by yet
         self._round: Round | None = None  # a decision whose steps have not all come yet
         self._inside: Optimizer | None = None  # in whose step with a closure we are
         self._in_closure: Decided | None = None
@@ -61,6 +75,7 @@ class Steps:
         before, after = (torch.compiler.disable(hook) for hook in (self.before, self.after))
         self._hooks = [one.register_step_pre_hook(before) for one in plan.optimizers]
         self._hooks += [one.register_step_post_hook(after) for one in plan.optimizers]
+        self._sampling.begin(0, plan.program)
 
     @property
     def attached(self) -> bool:
@@ -72,15 +87,33 @@ class Steps:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._layers.end()
+        self._sampling.end()
+        self._found_loss.pause()
         self.plan.apply.leave_all()
         self._finish_unstepped()
         self.ledger.drain(wait=True)
+
+    def hand_over(self, loss: Tensor) -> None:
+        """Take in the loss of the coming step.
+
+        Raises:
+            LossError: It is not a scalar.
+        """
+        self.loss = loss_of(loss)
+        self._found_loss.pause()
+        if isinstance(loss, Tensor):
+            self._sampling.look(loss)
 
     @property
     def in_force(self) -> Decided | None:
         """The last decision: the one whose steps have not all come yet, or the one that went by."""
         return self.last if self._round is None else self._round.decided
+
+    def record(self) -> Record:
+        """Make what is settled of the last steps a record."""
+        return self.ledger.books.history.record(
+            self.plan.names, dtype_name(self.plan.program.parameters), self.plan.setup
+        )
 
     def forget(self, lr_factor: float) -> None:
         """Forget a decision that no step has followed, and go on with another factor of the learning rate."""
@@ -103,11 +136,13 @@ class Steps:
         if self._inside is None:
             self.plan.apply.leave_all()
             self._finish_unstepped()
-        found_inf = None
-        if self._scaling:
+        found_inf, by, scaled = None, None, frozenset[int]()
+        if self._scaling and self.plan.apply.hands_off:
+            by, scaled = self._loss_scale(None), still_scaled(self._scaler, self.plan.optimizers, None)
+        elif self._scaling:
             self._unscale_all()
             found_inf = found_inf_of(self._scaler, self.plan.optimizers)
-        decided = self._decided(None, found_inf, fold=())
+        decided = self._decided(by, found_inf, fold=(), scaled=scaled)
         if self._inside is None:
             self._round = Round(decided, self.plan.optimizers)
             return decided
@@ -166,9 +201,16 @@ class Steps:
     def _decided_for(self, optimizer: Optimizer) -> Decided:
         """Decide when an optimizer's step begins, with what a GradScaler says to it."""
         by, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        if not self._asked:
+            self._asked = True
+            self._met = scaler_that_calls()
+        if self.plan.apply.hands_off:
+            scaled = still_scaled(self._met or self._scaler, self.plan.optimizers, optimizer)
+            by = self._loss_scale(by) if scaled and by is None else by
+            return self._decided(by, found_inf, fold=(), scaled=scaled)
         if len(self.plan.optimizers) == 1:
             return self._decided(by, found_inf, fold=self.plan.optimizers)
-        if not self._scaling and (by is not None or (self.begun == 1 and in_a_scaler())):
+        if not self._scaling and (by is not None or self._met is not None):
             raise SettingError("scaler", came="None, with several optimizers under one", wanted="the GradScaler")
         if not self._scaling:
             return self._decided(fold=self.plan.optimizers)
@@ -176,11 +218,16 @@ class Steps:
         return replace(self._decided(None, found_inf, fold=self.plan.optimizers), unscaled=True)
 
     def _decided(
-        self, by: Tensor | None = None, found_inf: Tensor | None = None, *, fold: Sequence[Optimizer]
+        self,
+        by: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        *,
+        fold: Sequence[Optimizer],
+        scaled: frozenset[int] = frozenset(),
     ) -> Decided:
         """Measure, decide, and change the gradients."""
         self.plan.refresh()
-        for optimizer in self.plan.optimizers:
+        for optimizer in () if self.plan.apply.hands_off else self.plan.optimizers:
             if relaid(optimizer) and not self._said_relaid:
                 self._said_relaid = True
                 LOGGER.warning("gradients laid out unlike their parameters: copied, for fused kernels misread them")
@@ -188,25 +235,44 @@ class Steps:
         judged = self.plan.program.needs_loss or (self._keeper is not None and self._keeper.judges_loss)
         loss = averaged(self.loss, self.plan.device) if judged else self.loss
         scale = self._loss_scale(by)
-        self._sample = self._layers.take(scale)
-        given = Given(loss=loss, by=by, scale=scale, found_inf=found_inf)
+        self._find_loss(scale)
+        self._sampling.take(None if scaled and len(scaled) < len(self.plan.optimizers) else by, scale)
+        given = Given(loss=loss, by=by, scale=scale, found_inf=found_inf, scaled=scaled)
         decided = self.plan.apply.decide(self.plan.program, given, fold)
         self._rates.changed()  # by transforms, for this step
         self.loss = None
         return decided
+
+    def _find_loss(self, scale: Tensor | None) -> None:
+        """Take the loss from the backward where it was not handed over; not times a scale that is not known."""
+        parameters = self.plan.program.parameters
+        if self.loss is not None:
+            return
+        found = self._found_loss.take(parameters)
+        self._found_loss.resume(parameters)
+        if found is None or not self._asked:
+            self._found = None
+        elif isinstance(found, Tensor):
+            one = found.new_ones(1) if scale is None else scale.detach().reshape(1).to(found.device)
+            self._found = Sent(torch.cat([found.reshape(1).float(), one.float()]))
+        else:
+            self._found = found if scale is None else found / float(scale.detach().cpu().numpy())
 
     def _finish(self, decided: Decided | None) -> None:
         """Close a step that has gone by."""
         if decided is not None and not decided.known_skipped():
             self.plan.program.after_()
         self._rates.leave()
-        sampler, sample, self._sample = self._layers.sampler, self._sample, None
-        layers = None if sampler is None or sample is None else partial(sample.readings, sampler)
-        row = Row(step=self.count, loss=self.loss, lrs=rates(self.plan.optimizers, self.lr_factor), layers=layers)
+        found, self._found = self._found, None
+        sample = self._sampling.finish(stepped=decided is not None and not decided.known_skipped())
+        lrs = rates(self.plan.optimizers, self.lr_factor)
+        row = Row(step=self.count, loss=self.loss, lrs=lrs, found=found, sample=sample)
         self.loss, self.last = None, decided
         self.count += 1
-        self._layers.begin(self.count)
-        self.ledger.add(row, decided, self.plan.names)
+        try:
+            self.ledger.add(row, decided, self.plan.names)
+        finally:
+            self._sampling.begin(self.count, self.plan.program)
 
     def _finish_unstepped(self) -> None:
         """Close a decision that not all steps followed.
@@ -243,9 +309,9 @@ class Steps:
 
     def _loss_scale(self, by: Tensor | None) -> Tensor | None:
         """Return what the loss was multiplied with, as a tensor on its device."""
-        if by is not None or not self._scaling:
+        if by is not None or not (self._scaling or self._met is not None):
             return by
-        scale = getattr(self._scaler, "_scale", None)  # get_scale() waits for the device
+        scale = getattr(self._met or self._scaler, "_scale", None)  # get_scale() waits for the device
         return scale if isinstance(scale, Tensor) else None
 
     @property

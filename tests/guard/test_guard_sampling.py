@@ -1,4 +1,4 @@
-"""Layers that the guard samples: what readings and logs hold, and that the run stays what it was."""
+"""What the guard samples: what readings and logs hold, and that the run stays what it was."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def ran(steps, way=None, scaler=None, dropout=0.1, **settings):
 @pytest.mark.parametrize("way", ["conditional", "foreach", "folded"])
 def test_layers_are_sampled_at_every_so_many_steps_and_the_run_is_the_same(way, tmp_path):
     model, guard, losses = ran(25, way, sample_every_steps=10, log=tmp_path / "run")
-    other, _, same = ran(25, way)
+    other, _, same = ran(25, way, sample_every_steps=None)
     guard.detach()
     assert losses == same
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
@@ -68,10 +68,18 @@ def test_what_is_sampled_is_what_the_probe_measures_on_that_batch(scaled):
     assert len(set(seen) & {layer.name for layer in exact}) >= 6
 
 
-def test_nothing_is_sampled_by_default():
-    model, guard, _ = ran(3)
-    assert not any(reading.layers for reading in guard.record.readings)
+def test_without_sampling_nothing_is_attached_to_a_module():
+    model, guard, _ = ran(3, sample_every_steps=None)
+    assert not any(reading.layers or reading.weights for reading in guard.record.readings)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_by_default_every_early_step_is_sampled_and_few_later_ones():
+    _, guard, _ = ran(120)
+    sampled = [reading.step for reading in guard.record.readings if reading.layers and reading.weights]
+    assert sampled[:8] == list(range(8))
+    assert {10, 20, 90, 100} <= set(sampled)
+    assert len(sampled) <= 25
 
 
 def test_a_healthy_run_with_layers_has_no_finding():
@@ -97,5 +105,5 @@ def test_a_network_that_vanishes_is_found_in_a_guarded_run():
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "10"])
 def test_a_number_of_steps_out_of_range_is_refused(every):
     model = net()
-    with pytest.raises(SettingError, match=r"sample_every_steps: got .*, want a whole number from 1, or None"):
+    with pytest.raises(SettingError, match=r"sample_every_steps: got .*, want a whole number from 1, 'auto' or None"):
         Guard(model, torch.optim.SGD(model.parameters(), lr=0.1), sample_every_steps=every)

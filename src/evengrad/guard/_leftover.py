@@ -1,0 +1,113 @@
+"""Whether a gradient is still there from the step before, and is added to: `zero_grad` has been forgotten."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import unserializable_hook
+
+MOST = 4096  # elements that are compared
+
+
+@final
+class Leftover:
+    """Watch two gradients from after one step until the next.
+
+    A gradient is left over where, each time that something is added to it, it is the tensor of the step before,
+    written to by nobody else, with the numbers that it had: `zero_grad` at any place, with `set_to_none` or without,
+    through `.data` or by hand, ends that, and so does whatever else changes it (then nobody can tell any more). So
+    accumulation over micro-batches, clipping, and a backward of another loss whose gradients are cleared afterwards are
+    not taken for it.
+    """
+
+    def __init__(self) -> None:
+        self._seats: list[_Seat] = []
+        self._hooks: list[Any] = []
+
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        """Look at the gradients as a step has left them, and watch what comes."""
+        self.end()
+        trained = [one for one in parameters if one.requires_grad and one.is_leaf]
+        held = [one for one in trained if one.grad is not None and one.grad.layout is torch.strided]
+        small = [one for one in held if one.numel() <= MOST]
+        chosen = small or held or trained
+        self._seats = [_Seat(one) for one in {id(one): one for one in (*chosen[:1], *chosen[-1:])}.values()]
+        for seat in self._seats:
+            parameter, weak = seat.parameter, weakref.ref(seat)  # torch hides what a hook holds from the collector
+            self._hooks.append(parameter.register_hook(unserializable_hook(partial(_before, weak))))
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(_after, weak)))
+
+    def take(self) -> Tensor | float | None:
+        """Return 1 for left over and 0 for not, on the gradients' device, and end; None where nothing was added."""
+        seats = [seat for seat in self._seats if seat.added]
+        self.end()
+        if not seats:
+            return None
+        if any(seat.same is None for seat in seats):
+            return 0.0
+        device = seats[0].parameter.device
+        return torch.stack([seat.same.to(device) for seat in seats if seat.same is not None]).all().float()
+
+    def end(self) -> None:
+        """Let the parameters go."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._seats = [], []
+
+
+@final
+class _Seat:
+    """One parameter: the gradient that it had, and whether it still has it, a 0-d bool on its device."""
+
+    __slots__ = ("__weakref__", "added", "grad", "kept", "parameter", "same", "version")
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self.added = False
+        self.same: Tensor | None = None
+        self.remember()
+        if self.kept is not None:
+            self.same = (self.kept != 0).any()  # zeros cannot be told from a gradient that was cleared
+
+    def remember(self) -> None:
+        """Keep what the gradient is now."""
+        grad = self.parameter.grad
+        plain = grad is not None and grad.layout is torch.strided and grad.numel() > 0
+        self.grad = weakref.ref(grad) if plain and grad is not None else None
+        self.version = grad._version if plain and grad is not None else -1
+        self.kept = _some(grad).clone() if plain and grad is not None else None
+
+    def before(self) -> None:
+        """Compare what is about to be added to with what it was."""
+        grad, self.added = self.parameter.grad, True
+        same, self.same = self.same, None
+        if same is None or self.kept is None or self.grad is None:
+            return
+        if grad is not None and self.grad() is grad and grad._version == self.version:
+            self.same = same & (_some(grad) == self.kept).all()
+
+
+def _before(weak: weakref.ref[_Seat], _: Tensor) -> None:
+    """See a gradient that is about to be added to."""
+    seat = None if torch.compiler.is_compiling() else weak()
+    if seat is not None:
+        seat.before()
+
+
+def _after(weak: weakref.ref[_Seat], _: Tensor) -> None:
+    seat = None if torch.compiler.is_compiling() else weak()
+    if seat is not None and seat.same is not None:
+        seat.remember()
+
+
+def _some(grad: Tensor) -> Tensor:
+    """Return a view of some elements, of all where they are few."""
+    some = grad.detach()
+    while some.numel() > MOST and some.dim() > 1:
+        some = some.select(0, some.shape[0] // 2)
+    return some[:MOST] if some.dim() else some

@@ -1,0 +1,76 @@
+"""Say what the rules see while a run goes on: each finding once, and again when it gets worse or better."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, final
+
+from evengrad.guard._skips import LOGGER
+from evengrad.nouns import Finding, Record, printable, shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FIRST_STEPS = (8, 32, 100, 300)  # after so many steps the rules judge for the first times
+LATER_STEPS = 1000  # and then after every so many: as many as the window holds
+FEWEST_STEPS = 200  # between the burst after which they judge too and the time before
+NAMED = 4  # places in a message
+
+
+@final
+class Voice:
+    """Let the rules judge the window now and then, and log what they say.
+
+    They judge after 8, 32, 100 and 300 steps, then after every 1,000, which is as long as the window, and after a burst
+    of sampled steps, when something has moved, but not within 200 steps of the last time: by counts and not by the
+    clock, so that a run that is repeated says the same. To judge 1,000 readings takes as long as some ten to a hundred
+    steps of a small model.
+
+    Args:
+        tell: Whether to speak at all.
+    """
+
+    def __init__(self, *, tell: bool) -> None:
+        self._tells = tell
+        self._told: dict[str, str] = {}
+        self._seen = self._judged = 0
+        self._failed = False
+
+    def heard(self, *, burst_ends: bool) -> bool:
+        """Count a step whose numbers are there; whether the rules are to judge now."""
+        self._seen += 1
+        if not self._tells or self._failed:
+            return False
+        due = self._seen in FIRST_STEPS or self._seen % LATER_STEPS == 0
+        if due or (burst_ends and self._seen - self._judged >= FEWEST_STEPS):
+            self._judged = self._seen
+            return True
+        return False
+
+    def judge(self, record: Callable[[], Record]) -> None:
+        """Let the rules judge, and tell what is new; a rule that fails ends the messages and not the run."""
+        from evengrad.diagnose import findings_of
+
+        try:
+            found = findings_of(record())
+        except Exception as err:
+            self._failed = True
+            LOGGER.warning("no more messages of the rules: %s: %s", type(err).__name__, printable(str(err)))
+            return
+        self._tell(found)
+
+    def _tell(self, found: Sequence[Finding]) -> None:
+        for finding in found:
+            if self._told.get(finding.code) != finding.severity:
+                self._told[finding.code] = finding.severity
+                LOGGER.log(logging.WARNING, "%s", in_one_line(finding))
+
+
+def in_one_line(finding: Finding) -> str:
+    """Write a finding as one line without anything that could steer a terminal."""
+    where = shortened(finding.where, NAMED)
+    text = f"{finding.code} {finding.symptom} ({finding.severity}), {where}, step {finding.when[1]}: {finding.message}"
+    if finding.follows:
+        text += f" (follows from {', '.join(finding.follows)})"
+    return printable(" ".join(f"{text} - evengrad explain {finding.code}".split()))
