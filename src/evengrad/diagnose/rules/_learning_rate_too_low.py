@@ -27,15 +27,16 @@ FEWEST_MEMORIES = 20
 USUAL_MOMENTUM = 0.9
 MOST_MOMENTUM = 0.999
 # Steps in one direction with a tenth of zigzag: on its way a useful run turns, by the noise of its batches (n steps of
-# pure noise go 1 / sqrt(n) of their length) and because the gradient changes where it has gone. Healthy runs of more
-# than 50 steps were at 0.04 to 0.89, runs whose learning rate was too low at 0.93 to 1.00.
+# pure noise go 1 / sqrt(n) of their length) and because the gradient changes where it has gone. Healthy runs that were
+# long enough were at 0.04 to 0.89 unless they had nothing to gain, runs whose learning rate was too low at 0.95 to 1.
 STRAIGHT = 0.9
 # A distance cannot be longer than the way; the way between samples is filled in, and may come out a little short.
 INCONSISTENT = 1.1
 # A step of a tenth of the weights is felt.
 FELT = 0.1
 # What the loss has come down by, at most: else the run learns, if slowly. Of a run that goes on nobody knows how long
-# it is meant to be: only if it would take fifty times as long as it has to come down at all.
+# it is meant to be, and of a loss without a constant to compare with, how much there is to gain: then only if it would
+# take fifty times as long as it has to come down at all.
 MOST_FALLEN = 0.2
 MOST_FALLEN_SO_FAR = 0.02
 # Decay by itself moves weights in a straight line: towards zero.
@@ -68,9 +69,10 @@ class LearningRateTooLow(AbstractRunRule):
 
     False alarms:
         Where the learning rate is anywhere near useful, the noise of the batches makes the way zigzag and the gradient
-        changes along it. A run that is converged, or goes on from where nothing is to be gained, has no direction
-        left: its way is a random walk. A warm-up that is still rising, short runs, weights that only decay, and runs
-        that end below half of the loss of a constant prediction are not told.
+        changes along it. A good fit that is tuned in tiny steps may go straight as well; it is not told, since its
+        loss does not come down steadily or is below half of that of a constant prediction. A warm-up that is still
+        rising, short runs and weights that only decay are not told. Where it is not known what a constant would lose,
+        the loss must have come down by no more than a fiftieth.
 
     Source:
         Geometry: a straight way at a steady fall is one on which the gradient has not changed. Smith 2017, Cyclical
@@ -98,7 +100,8 @@ class LearningRateTooLow(AbstractRunRule):
         if way is None or trend is None:
             return None
         straight = _is_straight(way, readings) and not _decays(readings, record)
-        if not straight or not _hardly_moves(trend, MOST_FALLEN if has_ended(trend, record) else MOST_FALLEN_SO_FAR):
+        known = has_ended(trend, record) and trend.level is not None
+        if not straight or not _hardly_moves(trend, MOST_FALLEN if known else MOST_FALLEN_SO_FAR):
             return Sign(decades=0.0)
         return _straight(way, trend, readings)
 
