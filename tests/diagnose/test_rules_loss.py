@@ -81,6 +81,7 @@ def test_a_loss_that_stays_where_a_constant_has_it_is_not_learning():
         (0.93, 0.05, False),  # 7 % better
         (0.97, 0.01, False),  # 3 % better, and sure of it
         (1.00, 0.50, False),  # too noisy to say
+        (0.93, 0.25, False),  # not sure to be less than 5 % better
     ],
 )
 def test_not_learning_needs_a_level_and_to_be_sure_of_it(level, std, speaks):
@@ -139,13 +140,25 @@ def test_losses_of_unknown_form_have_no_level(ops):
 
 def test_small_batches_are_fitted_by_their_constant_and_not_compared_with_it():
     rng = random.Random(0)
-    fitted = [0.5 + 0.3 * rng.random() for _ in range(200)]
-    run = record(flat(1.0), 1.0, count=4)
-    spread = [
+    assert speaking(_with_constants(flat(1.0), [0.5 + 0.3 * rng.random() for _ in range(200)], count=4)) == []
+
+
+def test_what_a_constant_owes_to_its_fit_is_taken_from_it():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(200, 16, generator=generator, dtype=torch.float64)  # batches of 16 from a variance of 1
+    fitted = targets.var(1, correction=0).tolist()
+    assert sum(fitted) / 200 == pytest.approx(15 / 16, abs=0.05)
+    assert speaking(_with_constants([0.93 * one for one in targets.var(1).tolist()], fitted, count=16)) == []
+    assert speaking(_with_constants(targets.var(1).tolist(), fitted, count=16)) == ["EG804"]
+
+
+def _with_constants(losses, constants, **settings):
+    run = record(losses, 1.0, **settings)
+    given = [
         Reading(step=one.step, loss=one.loss, ends=one.ends and Ends(**_but(one.ends, constant_loss=constant)))
-        for one, constant in zip(run.readings, fitted, strict=True)
+        for one, constant in zip(run.readings, constants, strict=True)
     ]
-    assert speaking(Record(readings=tuple(spread), source="guard")) == []
+    return Record(readings=tuple(given), source="guard")
 
 
 def _but(ends, **settings):
@@ -156,6 +169,13 @@ def test_a_cross_entropy_of_single_samples_is_held_against_guessing():
     guessing, learning = flat(math.log(4), std=0.1), noisy(lambda _: 0.9, std=0.5)
     assert speaking(record(guessing, None, ops=CE, count=1)) == ["EG804"]
     assert speaking(record(learning, None, ops=CE, count=1)) == []
+    assert speaking(record([0.1, *guessing[1:]], None, ops=CE, count=1)) == ["EG804"]  # one is its own mean
+
+
+def test_small_batches_are_held_against_guessing_only_if_their_loss_is_a_mean():
+    mean, total = flat(math.log(4), std=0.1), flat(4 * math.log(4), std=0.1)
+    assert speaking(record(mean, None, ops=CE, count=4)) == ["EG804"]
+    assert speaking(record(total, None, ops=CE, count=4)) == []
 
 
 def test_a_loss_without_noise_that_has_not_moved_is_told_without_a_constant():
@@ -187,6 +207,9 @@ def test_a_strict_alternation_that_grows_is_told_without_a_constant():
     growing = [1.0 + (-1) ** step * min(0.9, 0.01 * 1.02**step) for step in range(400)]
     assert speaking(record(growing, None)) == ["EG802"]
     assert speaking(record([loss - 5.0 for loss in growing], None)) == []  # a loss below zero has no level
+    rng = random.Random(0)
+    random_turns = [1.0 + rng.uniform(-1.0, 1.0) * min(0.98, 0.01 * 1.02**step) for step in range(400)]
+    assert speaking(record(random_turns, None)) == []
     steady = [1.0 + 0.9 * (-1) ** step for step in range(400)]  # two batches in turn, one easy and one hard
     assert speaking(record(steady, None)) == []
     falling = [2.0 * 0.99**step * (1.0 + 0.2 * (-1) ** step) for step in range(400)]

@@ -77,6 +77,11 @@ def test_a_rise_is_seen_and_has_a_negative_share():
     assert seen.fallen_frac < 0.0
 
 
+def test_a_rise_right_after_the_first_steps_counts_though_the_quarters_are_alike():
+    assert trend([1.0] * 30 + noise(970, std=0.1, level=2.0)).rose
+    assert trend([3.0] * 30 + noise(970, std=0.1, level=2.0)).fell
+
+
 def test_a_fixed_batch_without_noise_is_judged_to_rounding():
     assert trend([0.5] * 100).fall_sigmas == 0.0
     assert trend([0.5 - 1e-4 * step for step in range(100)]).fell
