@@ -64,12 +64,13 @@ class Leftover:
 class _Seat:
     """One parameter: the gradient that it had, and whether it still has it, a 0-d bool on its device."""
 
-    __slots__ = ("__weakref__", "added", "grad", "kept", "parameter", "same", "version")
+    __slots__ = ("__weakref__", "added", "grad", "kept", "next", "parameter", "same", "version")
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
         self.added = False
         self.same: Tensor | None = None
+        self.next: Tensor | None = None  # what `same` becomes if something is added now
         self.remember()
         if self.kept is not None:
             self.same = (self.kept != 0).any()  # zeros cannot be told from a gradient that was cleared
@@ -83,17 +84,23 @@ class _Seat:
         self.kept = _some(grad).clone() if plain and grad is not None else None
 
     def before(self) -> None:
-        """Compare what is about to be added to with what it was."""
-        grad, self.added = self.parameter.grad, True
-        same, self.same = self.same, None
-        if same is None or self.kept is None or self.grad is None:
+        """Compare what may be about to be added to with what it was: `torch.autograd.grad` comes by here too."""
+        self.next = None
+        if self.same is None or self.kept is None or self.grad is None:
             return
+        grad = self.parameter.grad
         if grad is not None and self.grad() is grad and grad._version == self.version:
-            self.same = same & (_some(grad) == self.kept).all()
+            self.next = self.same & (_some(grad) == self.kept).all()
+
+    def after(self) -> None:
+        """Take note that it has been added to."""
+        self.added = True
+        self.same, self.next = self.next, None
+        if self.same is not None:
+            self.remember()
 
 
 def _before(weak: weakref.ref[_Seat], _: Tensor) -> None:
-    """See a gradient that is about to be added to."""
     seat = None if torch.compiler.is_compiling() else weak()
     if seat is not None:
         seat.before()
@@ -101,8 +108,8 @@ def _before(weak: weakref.ref[_Seat], _: Tensor) -> None:
 
 def _after(weak: weakref.ref[_Seat], _: Tensor) -> None:
     seat = None if torch.compiler.is_compiling() else weak()
-    if seat is not None and seat.same is not None:
-        seat.remember()
+    if seat is not None:
+        seat.after()
 
 
 def _some(grad: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from statistics import median
 from typing import Literal, final
 
@@ -12,12 +13,12 @@ from evengrad.nouns import SettingError
 Every = int | Literal["auto"] | None
 
 DENSE_STEPS = 8
-STAGES = ((100, 10), (1000, 50))  # up to which step of the run, at every which one
+STAGES = ((100, 20), (1000, 50))  # up to which step of the run, at every which one
 LATER_STEPS = 100
 BURST_STEPS = 4
 PAUSE_STEPS = 100  # after a burst, before another may begin
 RECENT_STEPS = 50
-FEWEST_STEPS = 10  # before a range can be spoken of
+FEWEST_STEPS = 20  # before a range can be spoken of
 RENEW_STEPS = 10  # how long a range holds before it is worked out anew
 DEVIATIONS = 6.0
 
@@ -27,13 +28,14 @@ class Schedule:
     """Choose the steps at which layers, weights and ends are sampled.
 
     `auto`: each of the first 8 steps, for a wrong initialisation, a cut graph or a forgotten `zero_grad` shows at once
-    and a run may not live longer; then every 10th to step 100, every 50th to step 1,000, and every 100th after that. A
-    sampled step takes 1.01 to 1.05 plain ones (1.6 to 2 where a thousand layers are tiny), so that this is 17 of the
-    first hundred steps, below 1 % of their time, and 0.05 % later. A burst of 4 steps in a row begins when something
-    moves: a step is skipped, or the loss or the gradient norm leaves the range of the last 50 steps, which is 6 median
-    absolute deviations (4 standard deviations of a normal distribution) and the median once more above the median, so
-    that neither a quiet run with tiny deviations nor a noisy one counts as moving. 100 steps pass before another burst:
-    a run that moves all the time is sampled at 4 steps of 104.
+    and a run may not live longer; then every 20th to step 100, every 50th to step 1,000, and every 100th after that. A
+    sampled step takes 1.1 to 1.2 plain ones, and 2.2 where a thousand layers are tiny (`benchmarks/probe_cost.py`): 14
+    of the first 200 steps make these 1 to 1.4 % longer (8 %), 30 of the first 1,000 0.3 to 0.6 % (4 %), and later it is
+    0.1 to 0.2 % (1 %). A burst of 4 steps in a row begins when something moves: a step is skipped, or the loss or the
+    gradient norm leaves the range of the last 50 steps. That ends 6 median absolute deviations above the median, of
+    their logarithms (4 standard deviations of a normal distribution), and at least at twice the median, so that neither
+    a quiet run with tiny deviations nor a noisy one counts as moving. 100 steps pass before another burst, so that a
+    run that moves all the time is sampled at 4 steps of 104, below 1 % of its time.
 
     Args:
         every: `auto`; a whole number for every so many steps and nothing else; None for never.
@@ -111,8 +113,17 @@ class Range:
             return True
         self._age += 1
         if self._age % RENEW_STEPS == 1 and len(self._values) >= FEWEST_STEPS:
-            middle = median(self._values)
-            spread = median([abs(one - middle) for one in self._values])
-            self._most = middle + max(DEVIATIONS * spread, abs(middle))
+            self._most = most_of(self._values)
         self._values.append(value)
         return value > self._most
+
+
+def most_of(values: Iterable[float]) -> float:
+    """Return where the range of some numbers ends; positive ones are compared by their logarithms."""
+    known = list(values)
+    middle = median(known)
+    if min(known) > 0:
+        spread = median([abs(math.log(one / middle)) for one in known])
+        return middle * max(2.0, math.exp(min(DEVIATIONS * spread, 50.0)))
+    spread = median([abs(one - middle) for one in known])
+    return middle + max(DEVIATIONS * spread, abs(middle))
