@@ -104,6 +104,8 @@ def test_weights_that_have_made_a_step_are_not_judged(code):
 def test_one_layer_alone_is_not_the_depth():
     assert sign("EG401", network([1e4, 1.0, 1.0, 1.0])).speaks is False
     assert sign("EG402", network([1e-4, 1.0, 1.0, 1.0])).speaks is False
+    assert sign("EG402", network([0.5, 0.5, 0.01, 0.5, 0.5, 0.5])).speaks is False
+    assert sign("EG401", network([2.0, 2.0, 100.0, 2.0, 2.0, 2.0])).speaks is False
 
 
 def test_an_overflow_counts_as_growth():

@@ -157,6 +157,7 @@ def test_most_parameters_count_and_those_without_a_gradient_do_not():
 
 def test_gradients_that_become_small_have_converged():
     assert drowned(lambda step: (1.0 if step < 3 else 1e-9,)).speaks is False
+    assert drowned(lambda step: (1.0 if step < 1 else 1e-9,)).speaks is False
     assert drowned(lambda step: (1e-9 if step < 10 else 1.0,)).speaks is False
 
 

@@ -189,6 +189,16 @@ def test_a_learning_rate_is_too_low_where_the_way_is_straight_to_a_tenth(zigzag,
     assert ("straight to 91%" in seen.message) == speaks
 
 
+@pytest.mark.parametrize(("zigzag", "speaks"), [(1.09, True), (1.11, False)])
+def test_a_distance_that_is_longer_than_its_way_is_not_believed(zigzag, speaks):
+    assert judge("EG602", 100, falling(100, 0.01), straight(zigzag=zigzag)).speaks == speaks
+
+
+@pytest.mark.parametrize(("ratio", "speaks"), [(0.099, True), (0.101, False)])
+def test_steps_of_a_tenth_of_the_weights_are_not_too_small(ratio, speaks):
+    assert judge("EG602", 100, falling(100, 0.01), straight(ratio)).speaks == speaks
+
+
 @pytest.mark.parametrize(("share", "speaks"), [(0.19, True), (0.26, False)])
 def test_a_loss_that_comes_down_by_more_than_a_fifth_is_learnt(share, speaks):
     assert judge("EG602", 100, falling(100, share), straight(), reading=UNTRAINED).speaks == speaks
@@ -224,6 +234,8 @@ def test_a_momentum_asks_for_twenty_times_its_memory(steps, momentum, speaks):
 def test_a_loss_that_has_flattened_or_does_not_move_is_another_matter():
     flattened = lambda step: 1.0 - 0.01 * min(step, 50) / 50  # noqa: E731
     assert judge("EG602", 100, flattened, straight()).speaks is False
+    slower = lambda step: 0.99 + 0.01 * (1.0 - step / 100) ** 3  # noqa: E731
+    assert judge("EG602", 100, slower, straight()).speaks is False
     assert judge("EG602", 100, noisy(1.0), straight()).speaks is False
     assert judge("EG602", 100, falling(100, -0.1), straight()).speaks is False
 
@@ -237,9 +249,10 @@ def test_a_loss_at_that_of_a_constant_is_not_asked_to_fall():
 
 def test_a_warm_up_and_a_schedule_that_has_hardly_begun_are_not_judged():
     rising = {"each": lambda step: {"lrs": (1e-5 * (step + 1),)}}
-    assert judge("EG602", 100, falling(100, 0.1), straight(), **rising).speaks is False
+    assert judge("EG602", 200, falling(200, 0.01), straight(), **rising).speaks is False
+    assert judge("EG602", 200, falling(200, 0.01), straight()).speaks is True
     late = {"each": lambda step: {"lrs": (1e-6 if step < 80 else 1e-2,)}}
-    assert judge("EG602", 100, falling(100, 0.1), straight(), **late).speaks is False
+    assert judge("EG602", 100, falling(100, 0.01), straight(), **late).speaks is False
 
 
 def test_weights_that_only_decay_go_straight_and_are_not_told():
