@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import FrameType
 from typing import Any, final
 
@@ -93,7 +92,7 @@ class FoundLoss:
         chosen = {id(one): one for one in (*trained[:1], *trained[-1:])}
         self._seats = [_Seat() for _ in chosen]
         self._hooks = [
-            one.register_post_accumulate_grad_hook(partial(_accumulated, weakref.ref(self), weakref.ref(seat)))
+            one.register_post_accumulate_grad_hook(_hook(weakref.ref(self), weakref.ref(seat)))
             for one, seat in zip(chosen.values(), self._seats, strict=True)
         ]
 
@@ -124,13 +123,16 @@ class FoundLoss:
         return len(self._losses) - 1
 
 
-def _accumulated(found_loss: weakref.ref[FoundLoss], seat: weakref.ref[_Seat], parameter: Tensor) -> None:
-    """See a gradient that has just been added to; torch does not show the garbage collector what a hook holds."""
-    if torch.compiler.is_compiling():
-        return
-    one, other = found_loss(), seat()
-    if one is not None and other is not None:
-        one.accumulated(other, parameter)
+def _hook(found_loss: weakref.ref[FoundLoss], seat: weakref.ref[_Seat]) -> Callable[[Tensor], None]:
+    """Make a hook that holds nothing alive: torch does not show the garbage collector what a hook holds."""
+
+    def accumulated(parameter: Tensor) -> None:
+        one, other = found_loss(), seat()
+        if one is not None and other is not None and not torch.compiler.is_compiling():
+            one.accumulated(other, parameter)
+
+    hook: Callable[[Tensor], None] = torch.compiler.disable(accumulated)
+    return hook
 
 
 def _nothing() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -39,8 +38,8 @@ class Leftover:
         self._seats = [_Seat(one) for one in {id(one): one for one in (*chosen[:1], *chosen[-1:])}.values()]
         for seat in self._seats:
             parameter, weak = seat.parameter, weakref.ref(seat)  # torch hides what a hook holds from the collector
-            self._hooks.append(parameter.register_hook(unserializable_hook(partial(_before, weak))))
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(_after, weak)))
+            self._hooks.append(parameter.register_hook(unserializable_hook(_hook(weak, _Seat.before))))
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(_hook(weak, _Seat.after)))
 
     def take(self) -> Tensor | float | None:
         """Return 1 for left over and 0 for not, on the gradients' device, and end; None where nothing was added."""
@@ -100,16 +99,14 @@ class _Seat:
             self.remember()
 
 
-def _before(weak: weakref.ref[_Seat], _: Tensor) -> None:
-    seat = None if torch.compiler.is_compiling() else weak()
-    if seat is not None:
-        seat.before()
+def _hook(weak: weakref.ref[_Seat], method: Callable[[_Seat], None]) -> Callable[[Tensor], None]:
+    def seen(_: Tensor) -> None:
+        seat = weak()
+        if seat is not None and not torch.compiler.is_compiling():
+            method(seat)
 
-
-def _after(weak: weakref.ref[_Seat], _: Tensor) -> None:
-    seat = None if torch.compiler.is_compiling() else weak()
-    if seat is not None:
-        seat.after()
+    hook: Callable[[Tensor], None] = torch.compiler.disable(seen)
+    return hook
 
 
 def _some(grad: Tensor) -> Tensor:

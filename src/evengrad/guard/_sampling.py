@@ -30,11 +30,11 @@ class Samplers:
     Args:
         model: The model.
         program: The guarded parameters.
+        layers: Reads the layers.
     """
 
-    def __init__(self, model: nn.Module, program: Program, layers: Sampler | None = None) -> None:
-        self.program = program
-        self.layers = Sampler(model) if layers is None else layers
+    def __init__(self, model: nn.Module, program: Program, layers: Sampler) -> None:
+        self.program, self.layers = program, layers
         named = dict(zip(program.names, program.parameters, strict=True))
         self.weights = WeightSampler(named, model)  # type: ignore[arg-type]
         models = models_of(model)
@@ -116,7 +116,7 @@ Taken = tuple[Samplers, Layout, list[Tensor], EndsSample | None]
 class Sampling:
     """Look inside at the steps that a schedule chooses; on the others nothing is attached.
 
-    A compiled model shows no layers to `auto`: to be seen they would have to run eagerly for a step, with other
+    A compiled model shows no layers, and no ends, to `auto`: to be seen they would have to run eagerly for a step, with other
     roundings and more memory, and watching must not change a run. To a number it shows them, in just that way.
 
     What fails here ends the looking, with a message, and not the run.
@@ -185,12 +185,13 @@ class Sampling:
     def _begin(self, program: Program) -> None:
         if self._samplers is None or self._samplers.program is not program:
             self.end()
-            known = None if self._samplers is None else self._samplers.layers
-            self._samplers = Samplers(self._model, program, known)
+            eagerly = self.schedule.every != "auto"
+            layers = Sampler(self._model, eagerly=eagerly) if self._samplers is None else self._samplers.layers
+            self._samplers = Samplers(self._model, program, layers)
         self._begun = True
-        self._samplers.ends.begin()
         self._leftover.begin(program.parameters)
         if self._sees_layers:
+            self._samplers.ends.begin()
             self._samplers.layers.arm()
 
     def _take(self, by: Tensor | None, scale: Tensor | None) -> None:

@@ -66,6 +66,7 @@ class Sampler:
 
     Args:
         model: The model that is trained.
+        eagerly: Whether compiled models are read, eagerly; False leaves them compiled, and shows nothing of them.
 
     Attributes:
         on_backward: Called once in each armed round, when the first gradient arrives, in the thread of the backward.
@@ -89,7 +90,7 @@ class Sampler:
         [('0', 'Linear', 8), ('1', 'Tanh', 8), ('2', 'Linear', 2)]
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, eagerly: bool = True) -> None:
         self._calls = Calls(model, self._first_gradient)
         inner = parametrizations_of(model)
         see = partial(outside, self._calls.see_module)
@@ -103,7 +104,7 @@ class Sampler:
         self._fused = [module for module in named if isinstance(module, FUSED)]
         calls = self._calls
         self._functions = Functions(model, calls.counts, calls.see_function, calls.forget_last)
-        self._eagerly = Eagerly(model, calls.counts)
+        self._eagerly = Eagerly(model, calls.counts) if eagerly else None
         self._window = Window()
         self._armed = False
         self._layout = Layout()
@@ -131,12 +132,14 @@ class Sampler:
             hook.attach()
         if not left_alone:
             self._functions.attach()
-        self._eagerly.start()
+        if self._eagerly is not None:
+            self._eagerly.start()
         self._armed = True
 
     def disarm(self) -> None:
         """Take every hook off again; what was seen can still be packed."""
-        self._eagerly.stop()
+        if self._eagerly is not None:
+            self._eagerly.stop()
         self._functions.detach()
         for hook in self._time_hooks:
             hook.detach()
@@ -156,7 +159,7 @@ class Sampler:
         Cost: Some fifteen operations for each of at most nine widths, and as many for all rectifiers together, whatever
             the number of layers (on a CPU for each MiB of samples too); no host synchronisation.
         """
-        if not self._calls.round.fired:
+        if self._eagerly is not None and not self._calls.round.fired:
             self._eagerly.look_again()
         numbers, self._layout = packed(self._calls, self._window)
         return numbers
