@@ -33,9 +33,15 @@ def found(model, batch, **settings):
     return evengrad.checkup(model, functional.cross_entropy, batch, **settings)
 
 
+def the_one(code, checkup):
+    (finding,) = [finding for finding in checkup.findings if finding.code == code]
+    return finding
+
+
 def test_a_vanishing_network_is_found_and_a_tried_treatment_names_the_cause(batch):
-    (finding,) = found(deep(nn.Sigmoid), batch).findings
-    assert finding.code == "EG101"
+    checkup = found(deep(nn.Sigmoid), batch)
+    assert [(one.code, one.follows) for one in checkup.findings] == [("EG402", ()), ("EG101", ("EG402",))]
+    finding = the_one("EG101", checkup)
     best = finding.cures[0]
     assert best.tried
     assert best.removes
@@ -44,8 +50,9 @@ def test_a_vanishing_network_is_found_and_a_tried_treatment_names_the_cause(batc
 
 
 def test_weights_that_are_too_large_are_blamed_and_nothing_else(batch):
-    (finding,) = found(deep(nn.ReLU, width=16, std=1.0), batch).findings
-    assert finding.code == "EG102"
+    checkup = found(deep(nn.ReLU, width=16, std=1.0), batch)
+    assert [(one.code, one.follows) for one in checkup.findings] == [("EG401", ()), ("EG102", ("EG401",))]
+    finding = the_one("EG102", checkup)
     assert finding.cause.startswith("the initial weights: Reinitialize()")
 
 
@@ -55,7 +62,7 @@ def test_the_relief_of_a_cure_is_what_a_second_checkup_of_the_treated_model_meas
     from evengrad.treat import make
 
     model = deep(nn.Sigmoid)
-    (finding,) = found(model, batch, seed=3).findings
+    finding = the_one("EG101", found(model, batch, seed=3))
     cure = next(cure for cure in finding.cures if cure.treatment == "SwapActivation" and cure.tried)
     treated = make(cure.treatment, cure.settings).treat(model, seed=3, batch_input=batch[0]).subject
     record = probe(treated, functional.cross_entropy, batch)
@@ -64,7 +71,7 @@ def test_the_relief_of_a_cure_is_what_a_second_checkup_of_the_treated_model_meas
 
 
 def test_cures_are_ranked_those_that_remove_the_symptom_first(batch):
-    (finding,) = found(deep(nn.Sigmoid), batch).findings
+    finding = the_one("EG101", found(deep(nn.Sigmoid), batch))
     removes = [cure.removes for cure in finding.cures]
     assert removes == sorted(removes, reverse=True)
     assert len(set(removes)) == 2, "the example must have both kinds, or this test shows nothing"
@@ -77,7 +84,7 @@ def test_a_healthy_network_has_no_finding(batch):
 
 
 def test_without_counterfactuals_no_cure_is_tried(batch):
-    (finding,) = found(deep(nn.Sigmoid), batch, counterfactuals=False).findings
+    finding = the_one("EG101", found(deep(nn.Sigmoid), batch, counterfactuals=False))
     assert not any(cure.tried for cure in finding.cures)
     assert finding.cause == ""
 
@@ -141,7 +148,7 @@ def test_a_treatment_that_does_not_fit_says_why_instead_of_failing(batch):
             return x
 
     torch.manual_seed(0)
-    (finding,) = found(Narrowing(), batch).findings
+    finding = the_one("EG101", found(Narrowing(), batch))
     residual = next(cure for cure in finding.cures if cure.treatment == "AddResidual")
     assert not residual.tried
     assert "AddResidual" in residual.change

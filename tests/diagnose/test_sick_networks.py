@@ -87,19 +87,32 @@ def coins(seed):
 
 
 CE, MSE, BCE = functional.cross_entropy, functional.mse_loss, functional.binary_cross_entropy
-# The number is the one in the collection; the names are those of the layers that must (at least) be named.
+# The number is the one in the collection; then the codes of the fault and of what brings it about, told before it; the
+# name is that of a layer that must (at least) be named by the fault, whose code is the lowest.
 # The last one is ours: a sigmoid that overflows to 0 or 1 ends the gradient of the cross entropy before it begins.
 PROGRAMS = {
     1: (lambda: drawn(stack(2, 12, 5, nn.Sigmoid, 2), he_uniform), CE, circle, {"EG101"}, "0"),
     2: (lambda: drawn(stack(2, 8, 5, nn.Sigmoid, 2), he_uniform), CE, circle, {"EG101"}, "0"),
     3: (lambda: drawn(stack(2, 8, 5, Exp, 2), he_uniform), CE, circle, {"EG105", "EG201"}, "5"),
-    4: (lambda: drawn(stack(2, 8, 5, nn.ReLU, 2), small_uniform), CE, circle, {"EG101"}, "0"),
+    4: (lambda: drawn(stack(2, 8, 5, nn.ReLU, 2), small_uniform), CE, circle, {"EG101", "EG402"}, "0"),
     10: (lambda: lenet(he_normal), CE, digits, {"EG101"}, "1"),
-    11: (lambda: drawn(stack(64, 17, 64, nn.ReLU, 10), small_uniform), CE, digits, {"EG101"}, "0"),
-    30: (lambda: drawn(stack(64, 3, 64, nn.ReLU, 10), nn.init.zeros_), CE, digits, {"EG301"}, "1"),
-    31: (lambda: drawn(stack(64, 4, 64, nn.ReLU, 10), nn.init.ones_), CE, digits, {"EG102"}, "8"),
-    33: (lambda: drawn(stack(64, 20, 64, nn.ReLU, 10), partial(nn.init.normal_, std=0.01)), CE, digits, {"EG101"}, "0"),
-    34: (lambda: drawn(stack(64, 20, 64, nn.ReLU, 10), partial(nn.init.normal_, std=0.4)), CE, digits, {"EG102"}, "0"),
+    11: (lambda: drawn(stack(64, 17, 64, nn.ReLU, 10), small_uniform), CE, digits, {"EG101", "EG402"}, "0"),
+    30: (lambda: drawn(stack(64, 3, 64, nn.ReLU, 10), nn.init.zeros_), CE, digits, {"EG301", "EG303"}, "1"),
+    31: (lambda: drawn(stack(64, 4, 64, nn.ReLU, 10), nn.init.ones_), CE, digits, {"EG102", "EG303", "EG401"}, "8"),
+    33: (
+        lambda: drawn(stack(64, 20, 64, nn.ReLU, 10), partial(nn.init.normal_, std=0.01)),
+        CE,
+        digits,
+        {"EG101", "EG402"},
+        "0",
+    ),
+    34: (
+        lambda: drawn(stack(64, 20, 64, nn.ReLU, 10), partial(nn.init.normal_, std=0.4)),
+        CE,
+        digits,
+        {"EG102", "EG401"},
+        "0",
+    ),
     35: (
         lambda: drawn(stack(64, 3, 64, nn.ReLU, 10), he_uniform, partial(nn.init.constant_, val=-3.0)),
         CE,
@@ -108,7 +121,7 @@ PROGRAMS = {
         "1",
     ),
     36: (lambda: Adding(nn.RNN, 0.5), MSE, adding, {"EG103"}, "rnn"),
-    "lost": (lambda: nn.Sequential(*wild(16, 12), nn.Sigmoid()), BCE, coins, {"EG102"}, "20"),
+    "lost": (lambda: nn.Sequential(*wild(16, 12), nn.Sigmoid()), BCE, coins, {"EG102", "EG401"}, "20"),
 }
 
 
@@ -119,4 +132,5 @@ def test_a_faulty_program_gets_the_code_of_its_fault(number, seed):
     torch.manual_seed(seed)
     findings = findings_of(probe(make(), loss, data(seed)))
     assert {finding.code for finding in findings} == codes
-    assert not where or where in findings[0].where
+    fault = next(finding for finding in findings if finding.code == min(codes - {"EG105"}))
+    assert not where or where in fault.where
