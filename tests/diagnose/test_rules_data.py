@@ -191,6 +191,18 @@ def test_a_target_is_large_or_small_against_the_first_output(output, wanted, spe
     assert judge("EG702", ends).speaks == speaks
 
 
+@pytest.mark.parametrize("wanted", [1.09, 0.39, 0.0101])
+def test_a_target_near_one_is_not_told_however_far_the_output_is(wanted):
+    ends = Ends(output=first_output(68.5), target=target(wanted), loss_ops=SQUARED)
+    assert not judge("EG702", ends).speaks
+
+
+@pytest.mark.parametrize(("spread", "speaks"), [(0.0199, True), (0.0201, False), (0.0, False)])
+def test_a_mean_of_a_hundred_standard_deviations_is_told(spread, speaks):
+    ends = Ends(output=first_output(0.3), target=target(spread, mean=2.0), loss_ops=SQUARED)
+    assert judge("EG702", ends).speaks == speaks
+
+
 def test_a_large_mean_is_as_far_as_a_large_spread():
     ends = Ends(output=first_output(0.3), target=target(1.0, mean=50.0), loss_ops=SQUARED)
     assert judge("EG702", ends).speaks

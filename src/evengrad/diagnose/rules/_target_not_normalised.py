@@ -1,6 +1,6 @@
-"""EG702: the target is decades away from what the untrained model gives."""
+"""EG702: the target's own scale is decades away from 1."""
 
-from math import log10
+from math import log10, sqrt
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
@@ -10,19 +10,24 @@ from evengrad.nouns import Cure, Evidence, Record
 # An output that has to grow by ten makes the gradient of the layers before it grow by ten and their curvature by a
 # hundred, as an input of 10 does for the first layer.
 LARGE = 10.0
-# A spread of a hundredth of the output's: until the output has become that small the loss is that of its own noise,
-# and then one step of usual length is larger than what is to be learnt.
+# A spread of a hundredth, of one or of a smaller output: until the output has become that small the loss is that of its
+# own noise, and then one step of usual length is larger than what is to be learnt. An output that is larger than one
+# is not what the target has to follow: it is what is wrong.
 SMALL = 0.01
+# A mean of a hundred standard deviations: of a squared error one part in ten thousand is left to learn once the mean is
+# met, and until then the errors of all samples have the same sign and pull all units the same way.
+OFFSET = 100.0
 
 
 @final
 class TargetNotNormalised(AbstractRunRule):
-    """Target not normalised: its size is decades from what the output has at the start.
+    """Target not normalised: its own scale is decades away from 1.
 
     Sees:
         The root mean square of a floating-point target with a squared or absolute error, as median over the sampled
-        batches, against that of the output before the first step (1 at the least: outputs may start at zero). The rule
-        speaks where the target is ten times larger, or where its spread is less than a hundredth of the output's.
+        batches. The rule speaks where it is 10 and more and ten times that of the output before the first step; where
+        the target's standard deviation is below a hundredth, and below a hundredth of that output; and where its mean
+        is a hundred standard deviations.
 
     Hurts:
         The first errors are as large as the target, and so is the gradient of a squared error. To give large outputs
@@ -35,8 +40,9 @@ class TargetNotNormalised(AbstractRunRule):
         predicting.
 
     False alarms:
-        Told only in a run that another rule found sick. Runs that are not seen from their first step are not judged,
-        nor models of a single layer with weights: its curvature is that of its input, whatever the target.
+        Told only in a run that another rule found sick. A target near 1 is not told however far the output is: then
+        the output is wrong. Runs that are not seen from their first step are not judged, nor models of a single layer
+        with weights: its curvature is that of its input, whatever the target.
 
     Source:
         LeCun, Bottou, Orr and Mueller 1998, Efficient BackProp, section 4; Stack Overflow 46642627.
@@ -49,7 +55,7 @@ class TargetNotNormalised(AbstractRunRule):
     tells: ClassVar[Tells] = "cause"
 
     def judge(self, record: Record) -> Sign | None:
-        """Compare the target with the output of the untrained model."""
+        """Judge the target by itself, and leave it where the untrained model is as far from 1."""
         readings = sampled(record)
         if not readings or readings[0].step != 0:
             return None
@@ -63,18 +69,19 @@ class TargetNotNormalised(AbstractRunRule):
         size, spread = typical([rms_of(one) for one in targets]), typical([one.std for one in targets])
         first = rms_of(output)
         ratio = size / max(first, 1.0)
-        small = 0.0 < spread <= SMALL * first and size <= first
-        if not (ratio >= LARGE or small):
+        how = _how(size, spread, first)
+        if how is None:
             return Sign(decades=max(0.0, log10(ratio)) if ratio > 0.0 else 0.0)
+        decades, harm = how
         return Sign(
-            decades=log10(first / spread) if small else log10(ratio),
+            decades=decades,
             speaks=True,
             where=(targets[0].name,),
             severity="warning",
             when=(record.readings[0].step, record.readings[-1].step),
             message=(
                 f"the target has a root mean square of {size:.3g} and a standard deviation of {spread:.3g}, the output "
-                f"of the untrained model has {first:.3g}: the first errors are {'noise' if small else 'of that size'}"
+                f"of the untrained model has {first:.3g}: {harm}"
             ),
             evidence=(
                 Evidence(name="root mean square of the target", value=size),
@@ -87,3 +94,14 @@ class TargetNotNormalised(AbstractRunRule):
     def cures(self) -> tuple[Cure, ...]:
         """Propose nothing: the data has to change."""
         return ()
+
+
+def _how(size: float, spread: float, first: float) -> tuple[float, str] | None:
+    """Say by how many decades the target is off, and what that does; None where it is not."""
+    if size >= LARGE * max(first, 1.0):
+        return log10(size / max(first, 1.0)), "the first errors are of that size"
+    if 0.0 < spread <= SMALL * min(first, 1.0) and size <= first:
+        return log10(min(first, 1.0) / spread), "the first errors are noise"
+    if spread > 0.0 and size > spread and sqrt(size**2 - spread**2) >= OFFSET * spread:
+        return log10(size / spread), "the first errors are all the mean of the target"
+    return None
