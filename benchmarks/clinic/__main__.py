@@ -5,7 +5,8 @@
 
 Forty faulty programs with their fix, more of them, loops of their own, nine healthy programs and healthy architectures
 before their first step. Each is trained by a plain loop, one torch thread, with a guard that only watches at its
-default sampling; its log is judged by the rules as `evengrad diagnose` does. A diagnosis is right when the first root
+default sampling; its log is judged by the rules as `evengrad diagnose` does. What only a checkup can show (a wrong
+derivative of one's own) comes from a checkup of the first batch. A diagnosis is right when the first root
 of its story is of a right family; its place, when that finding points to it. A program counts as right when it is on
 most seeds. Prints what was said first for each, the confusion, recall by family, false alarms and times.
 """

@@ -13,9 +13,10 @@ import torch
 import evengrad
 from clinic._program import Architecture, Loop
 from evengrad import Task
-from evengrad.diagnose import Diagnosis, diagnose
-from evengrad.nouns import Finding, TornLogWarning, output_of
+from evengrad.diagnose import Diagnosis, diagnose, told_as_a_story
+from evengrad.nouns import EvengradError, Finding, TornLogWarning, output_of
 
+ONLY_BY_A_CHECKUP = frozenset({"EG504"})  # a derivative of one's own is compared with differences of the loss
 DEAD_STEPS = 20  # a user ends a training whose loss has not been a number for so long
 
 
@@ -46,12 +47,13 @@ def watch_task(task: Task, seed: int) -> Seen:
         log = Path(folder) / "run"
         model = task.model()
         optimizer = task.optimizer(model)
+        before = _seen_by_a_checkup(task, model)
         with evengrad.Guard(model, optimizer, clip=False, log=log, tell=False) as guard:
             steps = _train(task, model, optimizer, guard)
         metric = _metric(task, model)
         found, judging_s = _diagnosed(log)
     return Seen(
-        findings=found.findings,
+        findings=told_as_a_story([*before, *found.findings]),
         metric=metric,
         seconds=time.perf_counter() - began,
         judging_s=judging_s,
@@ -91,6 +93,16 @@ def watch_architecture(architecture: Architecture, seed: int) -> Seen:
     found = evengrad.checkup(model, loss, batch, counterfactuals=False)
     now = time.perf_counter()
     return Seen(findings=found.findings, metric=None, seconds=now - began, judging_s=now - built, steps=0)
+
+
+def _seen_by_a_checkup(task: Task, model: torch.nn.Module) -> tuple[Finding, ...]:
+    """Look at the first batch as `evengrad checkup` does, for what no running training can show."""
+    try:
+        batch = next(iter(task.train()))
+        found = evengrad.checkup(model, task.loss, batch, counterfactuals=False).findings
+    except EvengradError:  # a batch that is not finite, say: the log will tell
+        return ()
+    return tuple(finding for finding in found if finding.code in ONLY_BY_A_CHECKUP)
 
 
 def _train(task: Task, model: torch.nn.Module, optimizer: Any, guard: evengrad.Guard) -> int:

@@ -4,6 +4,7 @@ from evengrad.diagnose import rules
 from evengrad.diagnose._abstract import AbstractRule, AbstractRunRule, Sign
 from evengrad.diagnose._diagnose import Choice, Diagnosis, diagnose, findings_of, in_one_line, symptoms_of
 from evengrad.diagnose._explain import explain
+from evengrad.diagnose._story import told_as_a_story
 from evengrad.diagnose._told import Told
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "in_one_line",
     "rules",
     "symptoms_of",
+    "told_as_a_story",
 ]

@@ -8,6 +8,7 @@ from typing import NamedTuple, final
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from evengrad.nouns import LayerReading, SettingError
 from evengrad.probe._functional import SOFTMAX
@@ -29,7 +30,7 @@ class About:
 
     __slots__ = (
         "_unit_dims",
-        "convolution",
+        "batch_norm", "convolution",
         "function",
         "kind",
         "module",
@@ -52,6 +53,7 @@ class About:
         self.rectifies = self.nonlinearity in RECTIFIERS
         self.weighted = bool(weights_of(module))
         self.convolution = isinstance(module, CONVOLUTIONS)
+        self.batch_norm = isinstance(module, _BatchNorm)
         self.special = isinstance(module, SPECIAL)
         self.with_kwargs = isinstance(module, nn.MultiheadAttention)
         self._unit_dims: dict[tuple[int, bool], int] = {}
@@ -175,7 +177,7 @@ def _reading(
         nonlinearity=about.nonlinearity,
         numel=seen.shape.numel(),
         units=units if seen.units is None else seen.units,
-        observations=seen.observations or 0,
+        observations=seen.observations or (seen.shape.numel() // max(units, 1) if about.batch_norm else 0),
         activation_rms=of["absmax"] * of["relative_norm"] / max(finite, 1.0) ** 0.5,
         activation_absmax=of["absmax"],
         zero_frac=(of["zero_count"] - padding) / max(count, 1),

@@ -33,7 +33,7 @@ class Sampler:
     Not of the sample but of everything there is: `dead_frac` and `observations` of rectifiers (ReLU and ReLU6, modules
     and functions), where a unit is dead that was zero for every sample of the last ten sampled steps, this one
     included, and `observations` counts all of them; the window begins anew when other rectifiers are called than
-    before, or with other numbers of units. And `time_grad_rms` of recurrent modules; their input is stood in for by one
+    before, or with other numbers of units. `observations` of a batch norm are those of this step. And `time_grad_rms` of recurrent modules; their input is stood in for by one
     that requires a gradient where it has none (not inside of a checkpoint, which compares what it computes again).
     `logit_absmax` and the gates are of few queries, and of few time steps and samples; of a cell in a loop the gates of
     every eighth call are computed. `tracked` is the count after the step's forward.
