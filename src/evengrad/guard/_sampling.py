@@ -116,7 +116,7 @@ Taken = tuple[Samplers, Layout, list[Tensor], EndsSample | None]
 class Sampling:
     """Look inside at the steps that a schedule chooses; on the others nothing is attached.
 
-    A compiled model shows no layers, and no ends, to `auto`: to be seen they would have to run eagerly for a step, with other
+    To `auto` a compiled model shows no layers and no ends: they would have to run eagerly for a step, with other
     roundings and more memory, and watching must not change a run. To a number it shows them, in just that way.
 
     What fails here ends the looking, with a message, and not the run.

@@ -1,0 +1,146 @@
+"""What the rules find is said while the run goes on: once, in one line, and nothing on a healthy run."""
+
+import logging
+import math
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from evengrad.guard import Guard
+from evengrad.guard._voice import Voice, in_one_line
+from evengrad.nouns import Finding, Record
+
+
+def finding(code="EG101", severity="warning", **fields):
+    settings = {
+        "symptom": "vanishing with depth",
+        "where": ("0", "2"),
+        "when": (1, 7),
+        "message": "7 decades",
+        **fields,
+    }
+    return Finding(code=code, severity=severity, **settings)
+
+
+def test_a_finding_is_one_line_that_names_code_symptom_place_step_and_page():
+    assert in_one_line(finding()) == (
+        "EG101 vanishing with depth (warning), 0, 2, step 7: 7 decades - evengrad explain EG101"
+    )
+
+
+def test_what_follows_says_from_what():
+    assert "7 decades (follows from EG103) - evengrad explain EG101" in in_one_line(finding(follows=("EG103",)))
+
+
+def test_names_cannot_steer_a_terminal_or_break_the_line():
+    line = in_one_line(finding(where=("\x1b[2Jbad\nname",), message="a\nb"))
+    assert line.isprintable()
+    assert "\n" not in line
+
+
+def test_many_places_are_shortened():
+    line = in_one_line(finding(where=tuple(f"layer.{number}" for number in range(40))))
+    assert "layer.0, layer.1, ... (36 more) ..., layer.38, layer.39" in line
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Let the rules say what a test wants."""
+    found = []
+    monkeypatch.setattr(sys.modules["evengrad.diagnose"], "findings_of", lambda record: tuple(found))
+    return found
+
+
+def test_each_finding_is_told_once_and_again_when_its_severity_changes(judged, caplog):
+    voice = Voice(tell=True)
+    for now in ([finding()], [finding()], [finding(severity="critical")], [], [finding(), finding("EG102")]):
+        judged[:] = now
+        voice.judge(Record)
+    codes = [record.getMessage().split(",")[0] for record in caplog.records]
+    assert codes == [
+        "EG101 vanishing with depth (warning)",
+        "EG101 vanishing with depth (critical)",
+        "EG101 vanishing with depth (warning)",
+        "EG102 vanishing with depth (warning)",
+    ]
+    assert {record.name for record in caplog.records} == {"evengrad.guard"}
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+def test_the_rules_judge_after_8_32_100_300_and_then_every_1000_steps():
+    voice = Voice(tell=True)
+    assert [step for step in range(1, 3001) if voice.heard(burst_ends=False)] == [8, 32, 100, 300, 1000, 2000, 3000]
+
+
+def test_they_judge_after_a_burst_but_not_within_200_steps_of_the_last_time():
+    voice = Voice(tell=True)
+    due = [step for step in range(1, 800) if voice.heard(burst_ends=step in {50, 150, 250, 310, 520, 600, 730})]
+    assert due == [8, 32, 100, 300, 520, 730]
+
+
+def test_with_tell_false_they_never_judge():
+    voice = Voice(tell=False)
+    assert not any(voice.heard(burst_ends=True) for _ in range(2000))
+
+
+def test_a_rule_that_fails_ends_the_messages_and_not_the_run(monkeypatch, caplog):
+    def broken(record):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(sys.modules["evengrad.diagnose"], "findings_of", broken)
+    voice = Voice(tell=True)
+    voice.judge(Record)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no more messages of the rules: ZeroDivisionError: division?by zero"
+    ]
+    assert not any(voice.heard(burst_ends=True) for _ in range(2000))
+
+
+def vanishing():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(10) for layer in (nn.Linear(32, 32), nn.Sigmoid())]
+    return nn.Sequential(*layers, nn.Linear(32, 2))
+
+
+def trained(model, steps, **settings):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Guard(model, optimizer, **settings) as guard:
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(step)
+            x = torch.randn(64, model[0].in_features, generator=generator)
+            optimizer.zero_grad()
+            guard.loss(nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())).backward()
+            optimizer.step()
+    return guard
+
+
+def test_a_network_that_vanishes_is_told_of_after_8_steps_and_not_again(caplog):
+    guard = trained(vanishing(), 8)
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("EG101")]
+    assert len(told) == 1
+    assert told[0].endswith("evengrad explain EG101")
+    assert any(one.code == "EG101" for one in guard.findings())
+    caplog.clear()
+    trained(vanishing(), 7)
+    assert caplog.records == []
+
+
+def test_a_healthy_run_says_nothing(caplog):
+    torch.manual_seed(0)
+    trained(nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 2)), 110)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO] == []
+
+
+def test_a_run_that_is_only_watched_says_when_it_has_turned_into_nan(caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Guard(model, optimizer, clip=False):
+        for step in range(40):
+            optimizer.zero_grad()
+            x = torch.full((4, 4), math.nan if step == 20 else 1.0)
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert any("EG20" in record.getMessage() for record in caplog.records)
