@@ -171,7 +171,7 @@ FAULTY = (
     Loop(
         number=206,
         name="the head was replaced after the optimizer was made",
-        families=("stale-weights",),
+        families=("stale-weights", "signal-cut"),
         place=("head", "optimizer"),
         run=head_replaced,
     ),

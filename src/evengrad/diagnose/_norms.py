@@ -36,7 +36,7 @@ def spread_of(values: Sequence[float]) -> float:
 def largest_parameters(reading: Reading, record: Record, most: int = 3) -> tuple[str, ...]:
     """Name the few parameters that make up at least half of the squared norm; none where it is spread over many."""
     norms = reading.grad_norms
-    if not norms or len(norms) != len(record.parameters) or not all(isfinite(norm) for norm in norms):
+    if not norms or len(norms) != len(record.parameters) or not all(map(isfinite, norms)):
         return ()
     whole = hypot(*norms)
     if not 0.0 < whole < float("inf"):

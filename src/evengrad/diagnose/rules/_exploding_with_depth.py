@@ -126,9 +126,10 @@ def _growth(path: tuple[Stop, ...], start: Stop, size: Callable[[Stop], float]) 
     """
     if size(start) == 0.0:
         return 0.0, start, start
-    best = (0.0, start, start)
-    for pair in pairwise(path):
-        low, high = sorted(pair, key=size)
-        shared = 2 * decades_between(size(start), size(low))
-        best = max(best, (min(decades_between(size(start), size(high)), shared), start, high), key=lambda one: one[0])
-    return best
+    above = [decades_between(size(start), size(stop)) for stop in path]
+    best, where = 0.0, -1
+    for index, (one, two) in enumerate(pairwise(above)):
+        shared = min(max(one, two), 2 * min(one, two))
+        if shared > best:
+            best, where = shared, index if one >= two else index + 1
+    return best, start, start if where < 0 else path[where]

@@ -42,11 +42,14 @@ class GradientCleared(AbstractRunRule):
 
     def judge(self, record: Record) -> Sign | None:
         """Compare the gradients at the outputs of layers with those of their biases."""
-        measured = [one for one in record.readings if one.grad_norms and all(isfinite(norm) for norm in one.grad_norms)]
-        if not measured or len(record.parameters) != len(measured[0].grad_norms):
+        known = (one for one in record.readings if one.grad_norms and all(map(isfinite, one.grad_norms)))
+        measured = []
+        for one in known:
+            if any(one.grad_norms) and len(record.parameters) == len(one.grad_norms):
+                return Sign(decades=0.0)
+            measured.append(one)
+        if not measured or any(len(record.parameters) != len(one.grad_norms) for one in measured):
             return None
-        if any(any(one.grad_norms) for one in measured):
-            return Sign(decades=0.0)
         layers = cleared(measured, record)
         if len(layers) < FEWEST_LAYERS:
             return None

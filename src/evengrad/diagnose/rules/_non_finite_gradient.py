@@ -49,9 +49,9 @@ class NonFiniteGradient(AbstractRule):
             return None
         if reading.layers and reading.loss is not None and not isfinite(reading.loss):
             return None
-        count = sum(not isfinite(norm) for norm in reading.grad_norms)
-        if count == 0:
+        if all(map(isfinite, reading.grad_norms)):
             return Sign(decades=0.0)
+        count = sum(not isfinite(norm) for norm in reading.grad_norms)
         names = record.parameters or tuple(f"parameter {index}" for index in range(len(reading.grad_norms)))
         bad = tuple(name for name, norm in zip(names, reading.grad_norms, strict=False) if not isfinite(norm))
         end = _first_on_the_way_back(reading) + (", and the step was skipped" if reading.skipped else "")

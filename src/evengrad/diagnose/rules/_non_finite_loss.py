@@ -69,7 +69,7 @@ class NonFiniteLoss(AbstractRule):
 
 def _severity(reading: Reading) -> Severity:
     """A step that was left out, or whose gradient is finite all the same, has not broken the weights."""
-    harmless = bool(reading.grad_norms) and all(isfinite(norm) for norm in reading.grad_norms)
+    harmless = bool(reading.grad_norms) and all(map(isfinite, reading.grad_norms))
     return "warning" if reading.skipped or harmless else "critical"
 
 

@@ -50,7 +50,7 @@ class SignalCut(AbstractRunRule):
 
     def judge(self, record: Record) -> Sign | None:
         """Look for a gradient that is zero throughout, then for a front that none reaches."""
-        measured = [one for one in record.readings if one.grad_norms and all(isfinite(norm) for norm in one.grad_norms)]
+        measured = [one for one in record.readings if one.grad_norms and all(map(isfinite, one.grad_norms))]
         sampled = [one for one in measured if one.layers and all(layer.output_finite for layer in one.layers)]
         if not measured:
             return None
