@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evengrad.nouns import LossError, ModelError
 from evengrad.probe import left_as_found, probe
+from evengrad.probe._parameter_norms import ParameterNorms
 from evengrad.probe._watch import Watch
 
 
@@ -254,7 +255,7 @@ def test_nothing_is_read_on_the_host_before_the_readings_are_asked_for():
     assert syncs.count == without.count
     assert syncs.count == 0
     with syncs:
-        readings = watch.readings(dict(zip(parameters, found, strict=True)))
+        readings = watch.readings(ParameterNorms(model.parameters(), dict(zip(parameters, found, strict=True))))
     assert [layer.name for layer in readings] == ["rnn", "norm", "sigmoid()", "hardtanh()", "relu()", "last"]
     assert all(layer.grad_rms > 0 for layer in readings)
     assert syncs.count <= 10 * len(readings)  # .tolist() of one tensor, not one transfer for each statistic

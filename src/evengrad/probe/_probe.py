@@ -23,8 +23,9 @@ from evengrad.probe._custom_backward import Errors, custom_backward_errors, cust
 from evengrad.probe._ends import EndsSample
 from evengrad.probe._kinds import plain_name
 from evengrad.probe._left_as_found import left_as_found
+from evengrad.probe._parameter_norms import ParameterNorms
 from evengrad.probe._setup import setup_of
-from evengrad.probe._statistics import is_additive_mask, norm
+from evengrad.probe._statistics import is_additive_mask
 from evengrad.probe._watch import Watch, all_finite
 from evengrad.probe._weights import WeightSampler
 
@@ -95,17 +96,18 @@ def probe(
         del output
         found = None if value is None else _backward(model, value, [*trained, *watch.inputs])
     gradients: dict[Tensor, Tensor | None] | None = None if found is None else dict(zip(trained, found, strict=False))
+    norms = ParameterNorms(parameters.values(), gradients)
     reading = Reading(
         step=step,
         loss=float("nan"),
-        layers=watch.readings(gradients),
+        layers=watch.readings(norms),
         weights=_weights(parameters, model, gradients or {}),
         ends=_ends(sample, custom_backward_errors(model, loss, (data, target), functions)),
     )
     if value is not None and gradients is not None:
-        norms = _norms(parameters, gradients)
-        total_norm = sum(one * one for one in norms) ** 0.5
-        reading = replace(reading, loss=float(value.detach()), grad_norms=norms, total_norm=total_norm)
+        grad_norms = norms.of_gradients(parameters.values())
+        total_norm = sum(one * one for one in grad_norms) ** 0.5
+        reading = replace(reading, loss=float(value.detach()), grad_norms=grad_norms, total_norm=total_norm)
     return Record(
         readings=(reading,),
         parameters=tuple(parameters),
@@ -281,9 +283,3 @@ def _weights(
 
 def _ends(sample: EndsSample, errors: Errors) -> Ends:
     return replace(sample.readings(sample.packed().tolist()), wrong_backward=errors)
-
-
-def _norms(parameters: Mapping[str, nn.Parameter], gradients: Mapping[Tensor, Tensor | None]) -> tuple[float, ...]:
-    """Gradient norm of each parameter, in one transfer; 0 where there is no gradient."""
-    norms = [norm([g] if (g := gradients.get(p)) is not None else []) for p in parameters.values()]
-    return tuple(torch.stack([one.to(norms[0]) for one in norms]).tolist())

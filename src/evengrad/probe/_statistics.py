@@ -51,12 +51,16 @@ def apart(device: torch.device) -> Iterator[None]:
 
 def wide(tensor: Tensor) -> Tensor:
     """Detach, take real parts and imaginary parts alike, and widen to at least float32."""
+    tensor = real(tensor)
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def real(tensor: Tensor) -> Tensor:
+    """Detach, and take real parts and imaginary parts alike; of a sparse tensor the values."""
     tensor = tensor.detach()
     if tensor.is_sparse:
         tensor = tensor.coalesce().values()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def is_additive_mask(tensor: Tensor) -> Tensor:
@@ -121,12 +125,3 @@ def time_profile(gradient: Tensor, *, time_dim: int) -> Tensor:
     values = wide(gradient).movedim(time_dim, 0).flatten(1)
     largest = values.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
     return (largest.squeeze(1) * (values / largest).square().mean(dim=1).sqrt()).to(precise(values.device))
-
-
-def norm(tensors: list[Tensor]) -> Tensor:
-    """Norm of several tensors together, 0-d; the squares of large float32 values do not overflow."""
-    if not tensors:
-        return torch.zeros(())
-    device = tensors[0].device
-    squares = [wide(tensor).to(precise(tensor.device)).square().sum() for tensor in tensors]
-    return torch.stack([square.to(device) for square in squares]).sum().sqrt()

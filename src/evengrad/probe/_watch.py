@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
+from threading import get_ident
 from typing import Any, final
 
 import torch
@@ -13,20 +13,32 @@ from torch.utils.hooks import RemovableHandle
 
 from evengrad.nouns import LayerReading
 from evengrad.probe._functional import FunctionalActivations, attention_absmax
+from evengrad.probe._host_numbers import activation_of, is_finite, is_mask, on_host
 from evengrad.probe._kinds import (
     CONVOLUTIONS,
     FUNCTIONS,
     RECURRENT,
+    calls_functions,
     nonlinearity_of,
     own_parameters,
     parametrizations_of,
     plain_name,
     unit_dim_of,
 )
+from evengrad.probe._parameter_norms import ParameterNorms
+from evengrad.probe._sample_functions import outside
 from evengrad.probe._sample_inside import UNKNOWN, inside
 from evengrad.probe._statistics import activation_vector, is_additive_mask
 from evengrad.probe._through_time import data_of, stand_in_for, watch_time
-from evengrad.probe._watch_entries import Entry, float_tensors, reading_of, to_host, vectors_of, weights_of
+from evengrad.probe._watch_entries import (
+    Entry,
+    Numbers,
+    float_tensors,
+    numbers_of,
+    reading_of,
+    to_host,
+    weights_of,
+)
 
 
 @final
@@ -35,7 +47,8 @@ class Watch:
 
     Args:
         model: Modules that own parameters, and modules without children, get a forward hook; non-linearities that are
-            called as functions are seen through a torch-function mode.
+            called as functions are seen through a torch-function mode, which is on while a module whose forward may
+            call some is running.
 
     Leave the block after the forward and before the backward: what a checkpointed part computes again on the way back
     is not a second call. `inputs` then holds the leaf tensors that stand in for the inputs of recurrent modules; a
@@ -50,22 +63,25 @@ class Watch:
         named = {module: plain_name(name) for name, module in model.named_modules()}
         self._names = {module: name for module, name in named.items() if module not in inner}
         self._watched = {module: name for module, name in self._names.items() if is_layer(module)}
+        self._callers = {module for module in self._names if calls_functions(module)}
         self._calls: Counter[str] = Counter()
         self._open: list[nn.Module] = []
         self._channels_first = False
         self._paused = False
         self._handles: list[RemovableHandle] = []
-        self._stack = ExitStack()
+        self._mode: Any = None
+        self._depth = 0  # of the module for which the mode is on
+        self._thread = 0
 
     def __enter__(self) -> Watch:
+        self._thread = get_ident()
         for module in self._names:
             self._handles.append(module.register_forward_pre_hook(self._enter_module, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True))
-        self._stack.enter_context(FunctionalActivations(self._see_function))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()
+        self._leave_mode()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -74,6 +90,9 @@ class Watch:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._open.append(module)
+        if self._mode is None and module in self._callers and get_ident() == self._thread:
+            self._mode, self._depth = FunctionalActivations(self._see_function), len(self._open)
+            self._mode.__enter__()
         if not isinstance(module, RECURRENT) or not args:
             return None
         given = stand_in_for(module, args[0])
@@ -84,19 +103,31 @@ class Watch:
     def _leave_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if self._open and self._open[-1] is module:
             self._open.pop()
-        if module not in self._watched:
+            if len(self._open) < self._depth and get_ident() == self._thread:
+                self._leave_mode()
+        if module in self._watched:
+            self._paused = True
+            outside(self._see_module, module, args, kwargs, result)
+            self._paused = False
+
+    def _leave_mode(self) -> None:
+        mode, self._mode, self._depth = self._mode, None, 0
+        if mode is not None:
+            mode.__exit__(None, None, None)
+
+    def _see_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        outputs = list(float_tensors(result))
+        if not outputs:
             return
-        output = next(float_tensors(result), None)
-        if output is None:
-            return
+        output = outputs[0]
         entry = self._new_entry(self._watched[module] or "(model)", module, nonlinearity_of(module))
-        entry.input_finite = _inputs_finite([*float_tensors(args), *float_tensors(list(kwargs.values()))])
+        entry.input_finite = _inputs_finite([*float_tensors(args), *float_tensors(kwargs)])
         unit_dim = unit_dim_of(module, ndim=output.ndim, channels_first=self._channels_first)
         entry.training = module.training
         self._measure(entry, output, unit_dim)
         self._measure_inside(entry, module, (args, kwargs), result)
-        if not all(value is output for value in float_tensors(result)):
-            self._all_outputs_finite(entry, result)
+        if any(other is not output for other in outputs):
+            entry.others_finite = _finite(outputs)
         if isinstance(module, CONVOLUTIONS) or weights_of(module):
             self._channels_first = isinstance(module, CONVOLUTIONS)
         if isinstance(module, RECURRENT) and args:
@@ -118,30 +149,26 @@ class Watch:
         entry.numel = output.numel()
         entry.units = output.shape[unit_dim] if output.ndim else 1
         entry.observations = entry.numel // max(entry.units, 1)
-        entry.activation = activation_vector(output, unit_dim=unit_dim, nonlinearity=entry.nonlinearity)
+        array = on_host(output)
+        if array is None:
+            entry.activation = activation_vector(output, unit_dim=unit_dim, nonlinearity=entry.nonlinearity)
+        else:
+            entry.activation = activation_of(array, unit_dim=unit_dim, nonlinearity=entry.nonlinearity)
         if output.requires_grad:
             output.register_hook(entry.see_gradient)
 
     def _measure_inside(
         self, entry: Entry, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]], result: Any
     ) -> None:
-        """Look at gates and attention scores; what is called for it is no part of the model."""
-        self._paused = True
+        """Look at gates and attention scores."""
         try:
             found = inside(module, 0, *given, result)
         except UNKNOWN:
             found = None
-        self._paused = False
         if found is not None and found.ndim:
             entry.gates = found
         else:
             entry.logit = found
-
-    def _all_outputs_finite(self, entry: Entry, result: Any) -> None:
-        """A non-finite value in any output counts, not only in the one whose statistics are kept."""
-        assert entry.activation is not None
-        finite = _all_finite(list(float_tensors(result)))
-        entry.activation[0] = finite.to(entry.activation)
 
     def _see_function(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> None:
         module = self._open[-1] if self._open else None
@@ -153,7 +180,7 @@ class Watch:
         nonlinearity = name if name in FUNCTIONS else None
         entry = self._new_entry(f"{prefix}.{name}()" if prefix else f"{name}()", None, nonlinearity, kind=name)
         # In place the argument is the result: none of these makes NaN of a number.
-        entry.input_finite = _inputs_finite([*float_tensors(args), *float_tensors(kwargs)])
+        entry.input_finite = _inputs_finite([*float_tensors(args), *float_tensors(dict(kwargs))])
         entry.training = module.training
         try:
             entry.logit = attention_absmax(name, args, kwargs)
@@ -164,17 +191,21 @@ class Watch:
 
     def saw_non_finite(self) -> bool:
         """Tell whether an output so far is not finite; waits for the device, so ask only when something went wrong."""
-        return any(entry.activation is not None and not bool(entry.activation[0]) for entry in self.entries)
+        seen = to_host([one for entry in self.entries for one in (entry.activation, entry.others_finite)])
+        return any(numbers and not numbers[0] for numbers in seen)
 
-    def readings(self, gradients: Mapping[Tensor, Tensor | None] | None) -> tuple[LayerReading, ...]:
-        """Bring everything to the host, in one transfer per device.
+    def readings(self, norms: ParameterNorms) -> tuple[LayerReading, ...]:
+        """Bring everything to the host, in one transfer for each device.
 
         Args:
-            gradients: The gradient of each parameter, None where there is none; None if there was no backward.
+            norms: Of the model's parameters, and of their gradients where there was a backward.
         """
-        vectors = [vector for entry in self.entries for vector in vectors_of(entry, gradients or {})]
-        values = iter(to_host(vectors))
-        return tuple(reading_of(entry, values, went_back=gradients is not None) for entry in self.entries)
+        numbers = [numbers_of(entry) for entry in self.entries]
+        values = iter(to_host([one for some in numbers for one in some]))
+        return tuple(
+            reading_of(entry, [next(values) for _ in some], norms.of_weights(weights_of(entry.module)))
+            for entry, some in zip(self.entries, numbers, strict=True)
+        )
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -184,20 +215,30 @@ def is_layer(module: nn.Module) -> bool:
     return bool(own_parameters(module)) or next(module.children(), None) is None
 
 
-def _all_finite(tensors: list[Tensor]) -> Tensor:
-    if not tensors:
-        return torch.ones(())
-    return torch.stack([torch.isfinite(tensor.detach()).all().to(tensors[0].device) for tensor in tensors]).all()
-
-
 def all_finite(value: Any) -> bool:
     """Tell whether every floating-point tensor in an output is finite; waits for the device."""
-    return bool(_all_finite(list(float_tensors(value))))
+    return all(bool(one[0]) for one in to_host([_finite(list(float_tensors(value)))]))
 
 
-def _inputs_finite(tensors: list[Tensor]) -> Tensor:
-    """Judge inputs: after the first one a mask may follow, zeros and minus infinities that are added to scores."""
-    if not tensors:
-        return torch.ones(())
-    others = [torch.isfinite(tensor).all() | is_additive_mask(tensor) for tensor in tensors[1:]]
-    return torch.stack([part.to(tensors[0].device) for part in (_all_finite(tensors[:1]), *others)]).all()
+def _finite(tensors: list[Tensor], *, masks: bool = False) -> Numbers:
+    """Tell whether all is finite.
+
+    Args:
+        tensors: At least one; wherever they are.
+        masks: Whether those after the first may be masks: zeros and minus infinities that are added to scores.
+    """
+    arrays = [on_host(tensor) for tensor in tensors]
+    there = [array for array in arrays if array is not None]
+    if len(there) == len(tensors):
+        kept = (is_finite(array) or (masks and place > 0 and is_mask(array)) for place, array in enumerate(there))
+        return (float(all(kept)),)
+    device = next(tensor.device for tensor, array in zip(tensors, arrays, strict=True) if array is None)
+    found = []
+    for place, tensor in enumerate(tensors):
+        one = torch.isfinite(tensor.detach()).all()
+        found.append((one | is_additive_mask(tensor) if masks and place else one).to(device))
+    return torch.stack(found).all()
+
+
+def _inputs_finite(tensors: list[Tensor]) -> Numbers:
+    return _finite(tensors, masks=True) if tensors else None

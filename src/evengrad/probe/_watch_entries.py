@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import accumulate
 from math import isnan
@@ -13,15 +14,19 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from evengrad.nouns import LayerReading
+from evengrad.probe._host_numbers import gradient_of, on_host
 from evengrad.probe._kinds import batches_tracked_by, own_parameters
-from evengrad.probe._statistics import ACTIVATION_FIELDS, GRADIENT_FIELDS, gradient_vector, norm, precise
+from evengrad.probe._statistics import ACTIVATION_FIELDS, gradient_vector, precise
+
+Numbers = Tensor | tuple[float, ...] | None
+"""What was measured: on its device still, or on the host already; None where there was nothing to measure."""
 
 DEEPEST = 6  # how far into nested outputs one looks for tensors; objects may refer to themselves
 
 
 @final
 class Entry:
-    """What the hooks saw of one call of one module; every number is still a tensor on its device."""
+    """What the hooks saw of one call of one module; the numbers of an accelerator are still there."""
 
     def __init__(self, name: str, module: nn.Module | None, *, kind: str, nonlinearity: str | None) -> None:
         self.name = name
@@ -29,9 +34,10 @@ class Entry:
         self.kind = kind
         self.nonlinearity = nonlinearity
         self.numel = self.units = self.observations = 0
-        self.input_finite: Tensor | None = None
-        self.activation: Tensor | None = None
-        self.gradient: Tensor | None = None
+        self.input_finite: Numbers = None
+        self.activation: Numbers = None
+        self.others_finite: Numbers = None  # all outputs, where there are several
+        self.gradient: Numbers = None
         self.time: Tensor | None = None
         self.gates: Tensor | None = None
         self.logit: Tensor | None = None
@@ -42,7 +48,8 @@ class Entry:
     def see_gradient(self, gradient: Tensor | None) -> None:
         """Tensor hook at the output; torch calls it with None where only another output of the node is used."""
         if gradient is not None:
-            self.gradient = gradient_vector(gradient)
+            array = on_host(gradient)
+            self.gradient = gradient_vector(gradient) if array is None else gradient_of(array)
 
     def see_time(self, profile: Tensor) -> None:
         """Keep the gradient at a recurrent module's input, step by step."""
@@ -78,42 +85,53 @@ def weights_of(module: nn.Module | None) -> list[Tensor]:
     return [parameter for parameter in own_parameters(module) if parameter.ndim >= 2]
 
 
-def vectors_of(entry: Entry, gradients: Mapping[Tensor, Tensor | None]) -> list[Tensor]:
-    """Everything numeric of an entry as vectors; NaN stands for "not there"."""
-    assert entry.activation is not None
-    device = entry.activation.device
-    like = torch.empty(0, dtype=precise(device), device=device)
-    weights = weights_of(entry.module)
-    arrived = [gradient for weight in weights if (gradient := gradients.get(weight)) is not None]
-    finite = torch.ones(()) if entry.input_finite is None else entry.input_finite
-    head = torch.stack([part.to(like) for part in (finite, norm(weights), norm(arrived))])
-    gradient = like.new_full((len(GRADIENT_FIELDS),), float("nan")) if entry.gradient is None else entry.gradient
-    some = (entry.time, entry.gates, entry.logit, entry.tracked)
+def numbers_of(entry: Entry) -> list[Numbers]:
+    """Everything numeric of an entry."""
     return [
-        head,
+        entry.input_finite,
         entry.activation,
-        gradient.to(like),
-        *(like if one is None else one.to(like).reshape(-1) for one in some),
+        entry.others_finite,
+        entry.gradient,
+        entry.time,
+        entry.gates,
+        entry.logit,
+        entry.tracked,
     ]
 
 
-def to_host(vectors: list[Tensor]) -> list[list[float]]:
-    if not vectors:
-        return []
-    flat = torch.cat([vector.to(vectors[0]) for vector in vectors]).tolist()
-    lengths = [vector.numel() for vector in vectors]
-    return [flat[end - length : end] for end, length in zip(accumulate(lengths), lengths, strict=True)]
+def to_host(numbers: list[Numbers]) -> list[tuple[float, ...]]:
+    """Bring what is on devices to the host, in one transfer for each; nothing is an empty tuple."""
+    there: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for one in numbers:
+        if isinstance(one, Tensor):
+            there[one.device].append(one)
+    brought = {device: iter(_split(tensors, device)) for device, tensors in there.items()}
+    return [next(brought[one.device]) if isinstance(one, Tensor) else one or () for one in numbers]
 
 
-def reading_of(entry: Entry, values: Iterator[list[float]], *, went_back: bool) -> LayerReading:
-    head, activation, gradient, time, gates, logit, tracked = (next(values) for _ in range(7))
+def _split(tensors: list[Tensor], device: torch.device) -> list[tuple[float, ...]]:
+    flat = torch.cat([tensor.to(precise(device)).reshape(-1) for tensor in tensors]).tolist()
+    lengths = [tensor.numel() for tensor in tensors]
+    return [tuple(flat[end - length : end]) for end, length in zip(accumulate(lengths), lengths, strict=True)]
+
+
+def reading_of(
+    entry: Entry, numbers: Sequence[tuple[float, ...]], norms: tuple[float | None, float | None]
+) -> LayerReading:
+    """Make a reading.
+
+    Args:
+        entry: What was seen.
+        numbers: Those of `numbers_of`, on the host.
+        norms: Of the weights, and of their gradients.
+    """
+    input_finite, activation, others_finite, gradient, time, gates, logit, tracked = numbers
     stats = dict(zip(ACTIVATION_FIELDS, activation, strict=True))
-    weighted = bool(weights_of(entry.module))
     saturated = stats["saturated_frac"]
     return LayerReading(
         name=entry.name,
         kind=entry.kind,
-        weighted=weighted,
+        weighted=norms[0] is not None,
         nonlinearity=entry.nonlinearity,
         numel=entry.numel,
         units=entry.units,
@@ -123,17 +141,17 @@ def reading_of(entry: Entry, values: Iterator[list[float]], *, went_back: bool) 
         zero_frac=stats["zero_frac"],
         dead_frac=stats["dead_frac"],
         saturated_frac=None if isnan(saturated) else saturated,
-        grad_rms=None if entry.gradient is None else gradient[1],
-        weight_norm=head[1] if weighted else None,
-        weight_grad_norm=head[2] if weighted and went_back else None,
-        input_finite=bool(head[0]),
-        output_finite=bool(stats["output_finite"]),
-        grad_finite=entry.gradient is None or bool(gradient[0]),
-        time_grad_rms=tuple(time),
+        grad_rms=gradient[1] if gradient else None,
+        weight_norm=norms[0],
+        weight_grad_norm=norms[1],
+        input_finite=bool(not input_finite or input_finite[0]),
+        output_finite=bool(stats["output_finite"]) and bool(not others_finite or others_finite[0]),
+        grad_finite=bool(not gradient or gradient[0]),
+        time_grad_rms=time,
         activation_mean=stats["activation_mean"],
         training=entry.training,
         tracked=int(tracked[0]) if tracked else None,
         logit_absmax=logit[0] if logit else None,
-        gate_stuck_frac=tuple(gates[: len(gates) // 2]),
-        gate_mean=tuple(gates[len(gates) // 2 :]),
+        gate_stuck_frac=gates[: len(gates) // 2],
+        gate_mean=gates[len(gates) // 2 :],
     )

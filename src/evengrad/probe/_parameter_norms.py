@@ -1,0 +1,81 @@
+"""Norms of all parameters and gradients of a model, at any size of their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import hypot, inf, sqrt
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from evengrad.measure import Norms
+from evengrad.probe._statistics import precise, wide
+
+# Root mean square from which float32 squares lose nothing that counts to underflow.
+LOWEST_RMS = 1e-15
+MEASURED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@final
+class ParameterNorms:
+    """Measure weights and gradients; waits for the device.
+
+    Args:
+        parameters: All of the model.
+        gradients: The gradient of each, None where there is none; None if there was no backward.
+
+    Cost: One pass over the weights of two or more dimensions and all gradients, a second one in float64 over those
+        whose squares may have overflowed or vanished.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], gradients: Mapping[Tensor, Tensor | None] | None) -> None:
+        weights = [one for one in parameters if not nn.parameter.is_lazy(one) and one.ndim >= 2]
+        arrived = [(one, gradient) for one, gradient in (gradients or {}).items() if gradient is not None]
+        norms = norms_of([*weights, *(gradient for _, gradient in arrived)])
+        self._went_back = gradients is not None
+        self._weights = {id(one): norm for one, norm in zip(weights, norms, strict=False)}
+        self._gradients = {id(one): norm for (one, _), norm in zip(arrived, norms[len(weights) :], strict=True)}
+
+    def of_weights(self, weights: Sequence[Tensor]) -> tuple[float | None, float | None]:
+        """Give the norm of a layer's weights together, and of their gradients; None where there are none."""
+        if not weights:
+            return None, None
+        gradient = self.of_gradients(weights)
+        return hypot(*(self._weights[id(one)] for one in weights)), hypot(*gradient) if self._went_back else None
+
+    def of_gradients(self, parameters: Iterable[Tensor]) -> tuple[float, ...]:
+        """Give the norm of the gradient of each parameter; 0 where there is none."""
+        return tuple(self._gradients.get(id(one), 0.0) for one in parameters)
+
+
+def norms_of(tensors: Sequence[Tensor]) -> list[float]:
+    """Measure the norm of each tensor; waits for the device."""
+    found = [inf] * len(tensors)
+    plain = [place for place, tensor in enumerate(tensors) if _is_plain(tensor)]
+    if plain:
+        norms = Norms([tensors[place].detach() for place in plain], weights=True).norms().tolist()
+        for place, norm in zip(plain, norms, strict=True):
+            found[place] = norm
+    again = [place for place, norm in enumerate(found) if not _lost_nothing(norm, tensors[place])]
+    if again:
+        device = tensors[again[0]].device
+        precisely = torch.stack([_norm(tensors[place]).to(device) for place in again]).tolist()
+        for place, norm in zip(again, precisely, strict=True):
+            found[place] = norm
+    return found
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+        return False
+    return tensor.layout is torch.strided and tensor.dtype in MEASURED and not tensor.is_nested
+
+
+def _lost_nothing(norm: float, tensor: Tensor) -> bool:
+    return LOWEST_RMS * sqrt(tensor.numel()) <= norm < inf
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """Measure in the widest type that the device has."""
+    return wide(tensor).to(precise(tensor.device)).square().sum().sqrt()
