@@ -203,3 +203,24 @@ def test_frozen_parameters_and_sparse_gradients_are_passed_over():
             model(torch.tensor([0, 3])).square().mean().backward()
             optimizer.step()
     assert [reading.leftover for reading in guard.record.readings] == [False, True, True]
+
+
+def test_where_one_part_only_is_cleared_nothing_is_called_left_over():
+    def loop(model, optimizer, step):
+        model[0].zero_grad()
+        backward(model, step)
+
+    assert run(loop, OPTIMIZERS["SGD"]) == [False] * 6
+
+
+def test_a_change_outside_of_the_elements_that_are_compared_counts():
+    torch.manual_seed(0)
+    model = nn.Linear(100, 100, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Guard(model, optimizer, sample_every_steps=1, tell=False) as guard:
+        for _ in range(3):
+            if model.weight.grad is not None:
+                model.weight.grad[0, 0] = 0.0
+            model(torch.ones(2, 100)).square().mean().backward()
+            optimizer.step()
+    assert [reading.leftover for reading in guard.record.readings] == [False] * 3

@@ -217,6 +217,22 @@ def test_a_copy_of_the_loss_is_no_loss_without_a_graph():
     assert "LogSoftmax" in ends.loss_ops
 
 
+def test_a_call_in_evaluation_mode_or_without_gradients_is_not_that_of_the_step():
+    torch.manual_seed(0)
+    model = dense()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = Guard(model, optimizer, tell=False)
+    x, y = batch(VECTORS, 0)
+    loss = nn.functional.cross_entropy(model(x), y)
+    with torch.no_grad():
+        model(torch.zeros(3, 5))
+    model.eval()
+    model(torch.zeros(2, 5))
+    guard.loss(loss).backward()
+    optimizer.step()
+    assert guard.record.readings[0].ends.inputs[0].shape == (6, 5)
+
+
 def test_nothing_that_was_held_for_the_ends_outlives_the_beginning_of_the_backward():
     torch.manual_seed(0)
     model = dense()
@@ -229,11 +245,12 @@ def test_nothing_that_was_held_for_the_ends_outlives_the_beginning_of_the_backwa
     assert ends._held is None
 
 
-def test_a_skipped_step_has_gradients_and_no_update():
+@pytest.mark.parametrize("way", ["conditional", "foreach", "folded"])
+def test_a_skipped_step_has_gradients_and_no_update(way):
     torch.manual_seed(0)
     model = dense()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    guard = Guard(model, optimizer, sample_every_steps=1, tell=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    guard = Guard(model, optimizer, sample_every_steps=1, tell=False, apply=way)
     model(torch.full((6, 5), math.nan)).sum().backward()
     optimizer.step()
     reading = guard.record.readings[0]
@@ -351,6 +368,8 @@ def test_a_compiled_model_shows_weights_to_auto_and_layers_to_a_number(order):
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
+            watched = any(module._forward_hooks for module in model.modules())
+            assert not (guarded and every == "auto" and watched), "hooks would have it compiled again"
         torch.compiler.reset()
         return losses, [] if guard is None else guard.record.readings
 

@@ -144,7 +144,7 @@ def test_many_bad_steps_raise_nothing():
 def test_gradients_laid_out_otherwise_stay_as_they_are():
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     guard = Guard(model, optimizer, clip=False)
     model.weight.grad = torch.ones(4, 3).t()
     given = model.weight.grad
