@@ -13,7 +13,7 @@ from evengrad.checkup._counterfactual import Patient, Progress, with_causes
 from evengrad.checkup._table import table
 from evengrad.diagnose import findings_of, rules, symptoms_of
 from evengrad.nouns import Finding, OptimizerError, Reading, Record
-from evengrad.probe import named_parameters, probe, setup_of
+from evengrad.probe import named_parameters, probe
 
 # Rules that can judge nearly every network from one batch: where one of them cannot, that leaves something open.
 JUDGES_NEARLY_ALL = frozenset({"EG101", "EG102", "EG103", "EG104", "EG201", "EG202", "EG301", "EG302"})
@@ -108,11 +108,12 @@ def checkup(
         >>> [finding.code for finding in checkup(nn.Sequential(*layers), nn.functional.mse_loss, batch).findings]
         ['EG101']
     """
-    record = replace(probe(model, loss, batch, check_backward=True), source=type(model).__name__)
+    optimizers = () if optimizer is None else (optimizer,)
+    record = probe(model, loss, batch, check_backward=True, optimizers=optimizers)
+    record = replace(record, source=type(model).__name__)
     if optimizer is not None:
         reading = replace(record.readings[0], lrs=_learning_rates(model, optimizer))
-        setup = setup_of(model, [optimizer], named_parameters(model))
-        record = replace(record, readings=(reading,), setup=setup)
+        record = replace(record, readings=(reading,))
     findings = findings_of(record)
     if counterfactuals and findings:
         patient = Patient(model=model, loss=loss, batch=batch, record=record, seed=seed)
@@ -122,12 +123,11 @@ def checkup(
 
 def _learning_rates(model: nn.Module, optimizer: Optimizer) -> tuple[float, ...]:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    names = named_parameters(model)
-    if not any(id(parameter) in held for parameter in names.values()):
+    if not any(id(parameter) in held for parameter in model.parameters()):
         raise OptimizerError(
             type(optimizer).__name__,
             came=f"{len(held)} parameters, none of them of this {type(model).__name__}",
-            wanted=f"the model's parameters, such as {next(iter(names))}",
+            wanted=f"the model's parameters, such as {next(iter(named_parameters(model)))}",
             advice="make the optimizer from model.parameters(), after the model is built and moved",
         )
     return tuple(float(group["lr"]) for group in optimizer.param_groups if "lr" in group)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from evengrad.nouns import (
     BatchError,
@@ -40,6 +41,7 @@ def probe(
     step: int = 0,
     allow_broken_loss: bool = False,
     check_backward: bool = False,
+    optimizers: Sequence[Optimizer] = (),
 ) -> Record:
     """Take a full reading of one batch: one forward, one backward, and everything left as found to the bit.
 
@@ -61,10 +63,11 @@ def probe(
             CUDA some losses stop the device instead of raising; nothing can be read after that.
         check_backward: Whether autograd functions of the user's own are compared with difference quotients, where there
             are any (`custom_backward_errors`); it costs a copy of the model and some forwards.
+        optimizers: Those that train the model, for the set-up.
 
     Returns:
         A record of one reading with the layers in the order of the forward pass, the parameters and their gradients, of
-        which nobody can say what a step does to them, both ends of the model, and the set-up without an optimizer.
+        which nobody can say what a step does to them, both ends of the model, and the set-up.
 
     Raises:
         ModelError: The model has no parameters, or its forward or backward raised.
@@ -72,8 +75,9 @@ def probe(
             its labels are out of range.
         LossError: The loss is not a scalar tensor, has no graph, or raised.
 
-    Cost: one forward and backward and some ten passes over every activation; a copy of 4,096 elements of each parameter
-        and gradient.
+    Cost: one forward and backward, about five passes over each activation and two over each gradient, in host memory
+        (some ten elsewhere), one over weights and their gradients; a copy of 4,096 elements of each parameter and
+        gradient.
 
     Example:
         >>> import torch
@@ -112,7 +116,7 @@ def probe(
         readings=(reading,),
         parameters=tuple(parameters),
         dtype=str(next(iter(parameters.values())).dtype).removeprefix("torch."),
-        setup=setup_of(model, parameters=parameters),
+        setup=setup_of(model, optimizers, parameters),
     )
 
 

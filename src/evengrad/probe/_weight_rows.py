@@ -136,10 +136,7 @@ class Rows:
     def __init__(self, cuts: Sequence[Cut], device: torch.device, dtype: torch.dtype, width: int) -> None:
         self.cuts, self.device, self.width = list(cuts), device, width
         self._buffer = torch.zeros(4, len(cuts), width, device=device, dtype=dtype)
-        self._targets = [
-            [row[: cut.count].view(cut.shape) for row, cut in zip(part.unbind(), cuts, strict=True)]
-            for part in self._buffer.unbind()
-        ]
+        self._targets: dict[int, list[Tensor]] = {}  # a probe of one batch needs those of two slots alone
         smallest = torch.tensor([torch.finfo(cut.dtype).tiny for cut in cuts], dtype=dtype)
         self._smallest_N1 = smallest.unsqueeze(1).to(device, non_blocking=True)
         self._together = max(1, IN_CACHE // (4 * width)) if device.type == "cpu" else MANY
@@ -152,7 +149,7 @@ class Rows:
 
     def take(self, slot: int, tensors: Sequence[Tensor | None]) -> None:
         """Copy the samples of real tensors, one for each row; what is None is passed over."""
-        targets, cuts = self._targets[slot], self.cuts
+        targets, cuts = self._targets_in(slot), self.cuts
         sources = [None if tensor is None else cut.of(tensor) for cut, tensor in zip(cuts, tensors, strict=True)]
         pairs = [(target, source) for target, source in zip(targets, sources, strict=True) if source is not None]
         if pairs:
@@ -161,6 +158,13 @@ class Rows:
             self._buffer[FIRST].copy_(self._buffer[WEIGHT])
             first = self._buffer[FIRST].abs().nan_to_num_(0.0, 0.0, 0.0)
             self._first_norm_N = _norms(first)
+
+    def _targets_in(self, slot: int) -> list[Tensor]:
+        found = self._targets.get(slot)
+        if found is None:
+            pairs = zip(self._buffer[slot].unbind(), self.cuts, strict=True)
+            found = self._targets[slot] = [row[: cut.count].view(cut.shape) for row, cut in pairs]
+        return found
 
     def take_values(self, place: int, values: Tensor) -> int:
         """Copy a sample of the values of a sparse gradient; return of how many."""

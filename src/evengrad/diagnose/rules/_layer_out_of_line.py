@@ -1,6 +1,7 @@
 """EG403: one layer whose weights are of another scale than those of its like."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from math import log10
 from statistics import median
 from typing import ClassVar, final
@@ -58,7 +59,7 @@ class LayerOutOfLine(AbstractRule):
         path = gains(reading) if untrained(reading, record) else ()
         if len(path) <= FEWEST_OTHERS:
             return None
-        found = [(abs(away), place, away) for place in range(len(path)) if (away := _away(path, place)) is not None]
+        found = [(abs(away), place, away) for place, away in _aways(path)]
         if not found:
             return Sign(decades=0.0)
         size, place, away = max(found)
@@ -90,12 +91,18 @@ class LayerOutOfLine(AbstractRule):
         )
 
 
-def _away(path: Sequence[Gain], place: int) -> float | None:
-    """Measure how far a layer is from the others of its kind, in decades; None where those do not agree."""
-    others = sorted(log10(one.gain) for at, one in enumerate(path) if at != place and one.kind == path[place].kind)
-    if len(others) < FEWEST_OTHERS or others[-1] - others[0] > MOST_SPREAD_DECADES:
-        return None
-    return log10(path[place].gain) - median(others)
+def _aways(path: Sequence[Gain]) -> Iterator[tuple[int, float]]:
+    """Measure how far each layer is from the others of its kind, in decades, where those agree."""
+    kinds: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for place, layer in enumerate(path):
+        kinds[layer.kind].append((log10(layer.gain), place))
+    for layers in kinds.values():
+        layers.sort()
+        logs = [log for log, _ in layers]
+        for at, (log, place) in enumerate(layers):
+            others = logs[:at] + logs[at + 1 :]
+            if len(others) >= FEWEST_OTHERS and others[-1] - others[0] <= MOST_SPREAD_DECADES:
+                yield place, log - (others[len(others) // 2] + others[(len(others) - 1) // 2]) / 2
 
 
 def _shows(path: Sequence[Gain], place: int, away: float, reading: Reading) -> bool:
