@@ -9,7 +9,7 @@ PIP_FLAGS := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $
 
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test test-all bench lint types clean
+.PHONY: help demo test test-all bench clinic lint types clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test      every check: ruff, mypy, pytest with doctests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make bench     every benchmark, one after the other, about an hour; writes bench/*.json"
+	@echo "make clinic    faulty, fixed and healthy trainings and what is said of them, an hour; writes bench/clinic.json"
 	@echo "make clean     remove .venv, caches and demo/"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -33,6 +34,11 @@ BENCHMARKS := norm_error apply_cost guard_cost probe_cost probe_cost checkup_cos
 bench: $(STAMP)
 	mkdir -p bench
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py -o bench/$$name.json || exit 1; done
+
+clinic: $(STAMP)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[clinic]"
+	mkdir -p bench
+	$(BIN)/python benchmarks/clinic -o bench/clinic.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
