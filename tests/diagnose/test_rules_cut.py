@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evengrad.diagnose import rules
+from evengrad.diagnose import findings_of, rules
 from evengrad.nouns import Ends, LayerReading, ParameterReading, Reading, Record, Setup
 from evengrad.probe import probe
 
@@ -243,6 +243,49 @@ def test_a_complete_optimizer_and_an_unknown_one_are_no_sign():
     assert judge("EG109", known(Setup())).speaks is False
     assert judge("EG109", known(None)) is None
     assert judge("EG109", known(Setup(left_out=("a",)), readings=())) is None
+
+
+def untrained(*names, losses=(), norms=(), parameters=PARAMETERS, **settings):
+    setup = Setup(left_out=("body.weight", "body.bias"), untrained=names, **settings)
+    readings = tuple(Reading(step=step, loss=loss, grad_norms=norms) for step, loss in enumerate(losses))
+    return known(setup, readings or TWO, parameters)
+
+
+def test_weights_as_drawn_in_no_optimizer_are_told_in_a_run_that_learns():
+    falling = [2.3 * 0.98**step for step in range(200)]
+    (finding,) = findings_of(untrained("body.weight", losses=falling))
+    assert (finding.code, finding.severity, finding.where) == ("EG109", "warning", ("body",))
+    assert "as they were drawn at random" in finding.message
+    assert findings_of(untrained(losses=falling)) == ()
+    assert findings_of(untrained("body.weight", losses=falling, frozen=("body.weight",))) == ()
+
+
+def test_a_run_that_does_not_learn_with_the_rest_is_sick():
+    seen = judge("EG109", untrained("body.weight", losses=[2.3 + 0.01 * (step % 3) for step in range(200)]))
+    assert (seen.speaks, seen.severity, seen.only_if_sick) == (True, "critical", False)
+
+
+def test_hidden_weights_as_drawn_are_told_with_what_to_write_instead():
+    record = known(Setup(unregistered=("blocks[0]",), untrained=("blocks[0].weight",)))
+    seen = judge("EG109", record)
+    assert (seen.where, seen.severity, seen.only_if_sick) == (("blocks[0]",), "warning", False)
+    assert "nn.ModuleList" in seen.cause
+    setup = replace(record.setup, left_out=("other.weight",), untrained=("other.weight",))
+    mixed = judge("EG109", replace(record, setup=setup))
+    assert mixed.where == ("other",)
+    assert "model.parameters()" in mixed.cause
+
+
+@pytest.mark.parametrize(("norms", "certain"), [((0.0, 1.0), False), ((1.0, 1.0), True), ((), False)])
+def test_where_their_gradient_is_known_untrained_weights_must_have_one(norms, certain):
+    record = untrained("body.weight", losses=[1.0] * 3, norms=norms, parameters=("body.weight", "head.weight"))
+    assert judge("EG109", record).only_if_sick is not certain
+
+
+def test_frozen_weights_that_are_known_as_drawn_are_named_without_a_layer_that_was_read():
+    record = known(Setup(frozen=("body.0.weight", "body.0.bias"), untrained=("body.0.weight", "a.weight")))
+    assert judge("EG110", record).where == ("body.0",)
+    assert judge("EG110", known(Setup(frozen=("body.0.bias",), untrained=("a.weight",)))) is None
 
 
 def frozen_record(*sizes, names=("a", "b"), units=64, trained=PARAMETERS):

@@ -215,3 +215,16 @@ def test_a_restart_with_other_parameters_changes_no_fact(tmp_path):
     with pytest.raises(RunLogError, match="begin a new directory"):
         Writer(tmp_path, parameters=("v",), setup=replace(SETUP, eps=0.5))
     assert (tmp_path / "meta.json").read_bytes() == before
+
+
+def test_a_set_up_is_known_better_later_and_only_rank_0_says_so(tmp_path):
+    later = replace(SETUP, untrained=("w",))
+    with Writer(tmp_path, parameters=("w", "b"), setup=SETUP, facts={"seed": "4"}) as log:
+        Writer(tmp_path, parameters=("w", "b"), rank=1).update(later)
+        assert read(tmp_path, live=True).setup == SETUP
+        log.update(later)
+        log.append(Reading(step=0, loss=1.0))
+        assert read(tmp_path, live=True).setup == later
+    log.update(SETUP)
+    assert read(tmp_path).setup == later
+    assert json.loads((tmp_path / "meta.json").read_text())["facts"]["seed"] == "4"

@@ -29,6 +29,7 @@ class Sign:
         when: First and last step at which it was seen; None for the step of the reading.
         cause: What it comes from, where that is certain from what was seen and nothing needs to be tried: a mistake in
             the code, say.
+        only_if_sick: Whether this is a cause at the most, although the rule is otherwise told always.
     """
 
     decades: float
@@ -39,6 +40,7 @@ class Sign:
     evidence: tuple[Evidence, ...] = ()
     when: tuple[int, int] | None = None
     cause: str = ""
+    only_if_sick: bool = False
 
 
 class AbstractRule(ABC):

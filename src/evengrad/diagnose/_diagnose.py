@@ -141,7 +141,9 @@ def findings_of(record: Record, *, ignore: frozenset[str] = frozenset()) -> tupl
     seen = {rule.code: _signs(rule, record) for rule in asked}
     sick = any(_is_sick(rule, seen[rule.code], record) for rule in asked)
     told = [rule for rule in asked if sick or rule.tells == "always"]
-    found = [_finding(rule, seen[rule.code], record) for rule in told]
+    found = [
+        _finding(rule, [one for one in seen[rule.code] if sick or not one[1].only_if_sick], record) for rule in told
+    ]
     return told_as_a_story([one for one in found if one is not None])
 
 
@@ -167,7 +169,7 @@ def _is_sick(rule: Rule, seen: list[tuple[Reading, Sign]], record: Record) -> bo
     if rule.tells == "cause":
         return False
     if rule.tells == "always":
-        return any(sign.speaks and sign.severity == "critical" for _, sign in seen)
+        return any(sign.speaks and sign.severity == "critical" and not sign.only_if_sick for _, sign in seen)
     if not seen or seen[-1][1].speaks:
         return bool(seen)
     return isinstance(rule, AbstractRule) and lasted(seen, record) is not None

@@ -36,6 +36,10 @@ class Log:
             LOGGER.warning("parameters were added after the run log was opened: guarded, but not in the log")
         self._writer.append(row.reading(self._count))
 
+    def update(self, setup: Setup) -> None:
+        """Write what has become known of the set-up."""
+        self._writer.update(setup)
+
     def close(self, *, ended: bool) -> None:
         """Write the rest and end the log; an exception that ended the run is remembered."""
         self._writer.close(ended=ended)

@@ -76,6 +76,7 @@ class Steps:
         self._hooks = [one.register_step_pre_hook(before) for one in plan.optimizers]
         self._hooks += [one.register_step_post_hook(after) for one in plan.optimizers]
         self._sampling.begin(0, plan.program)
+        plan.watch()
 
     @property
     def attached(self) -> bool:
@@ -92,6 +93,7 @@ class Steps:
         self.plan.apply.leave_all()
         self._finish_unstepped()
         self.ledger.drain(wait=True)
+        self._look(ends=True)
 
     def hand_over(self, loss: Tensor) -> None:
         """Take in the loss of the coming step.
@@ -269,10 +271,17 @@ class Steps:
         row = Row(step=self.count, loss=self.loss, lrs=lrs, found=found, sample=sample)
         self.loss, self.last = None, decided
         self.count += 1
+        self._look()
         try:
             self.ledger.add(row, decided, self.plan.names)
         finally:
             self._sampling.begin(self.count, self.plan.program)
+
+    def _look(self, *, ends: bool = False) -> None:
+        """Look whether weights that nobody trains are still as drawn, and log it when that has changed."""
+        log = self.ledger.books.log
+        if self.plan.look(ends=ends) and log is not None:
+            log.update(self.plan.setup)
 
     def _finish_unstepped(self) -> None:
         """Close a decision that not all steps followed.

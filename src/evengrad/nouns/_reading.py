@@ -238,6 +238,9 @@ class Setup:
         frozen: Parameters of the model that require none.
         unregistered: Modules or parameters that the model keeps where torch does not see them, such as in a plain
             list: `blocks[0]`.
+        untrained: Weights among `left_out`, `frozen` and those inside of `unregistered` that look as an initialisation
+            draws them, by their names (`blocks[0].weight`). In a run only those count that nothing has moved, and that
+            get a gradient if they ask for one; so there it is empty until enough steps have shown it.
         sources: Where the code of a module's forward is: pairs of the module's name and `file.py:12 in Net.forward`;
             only for classes that are not torch's own.
     """
@@ -250,6 +253,7 @@ class Setup:
     left_out: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     unregistered: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
     sources: tuple[tuple[str, str], ...] = ()
 
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from evengrad.nouns import Setup
 from evengrad.probe._kinds import plain_name
+from evengrad.probe._untrained import as_drawn
 
 MOST_SOURCES = 200
 MOST_ITEMS = 256  # of one list or mapping
@@ -28,7 +29,8 @@ def setup_of(
 
     `left_out` is empty where there is no optimizer, as nobody knows who will train what. `unregistered` names modules
     and parameters in lists, tuples and mappings of a module (three deep at most) that nobody registers anywhere in the
-    model, that require a gradient, and that no optimizer holds.
+    model, that require a gradient, and that no optimizer holds. `untrained` are those that look as drawn, see
+    `as_drawn`; whether anything moves them, only the run can show.
 
     Args:
         model: The model.
@@ -36,7 +38,7 @@ def setup_of(
         parameters: Of which `numels` tells the sizes, by their names; None for those of the model.
 
     Cost: One walk over modules, parameters and their attributes; no file is read. Numbers of an optimizer that it keeps
-        on an accelerator are waited for.
+        on an accelerator are waited for, and those of 200 weights that nothing trains.
 
     Example:
         >>> import torch
@@ -48,22 +50,47 @@ def setup_of(
         >>> setup.left_out, setup.numels
         (('1.weight', '1.bias'), (6, 2, 2, 1))
     """
+    return setup_and_untrained(model, optimizers, parameters)[0]
+
+
+def setup_and_untrained(
+    model: nn.Module, optimizers: Sequence[Optimizer] = (), parameters: Mapping[str, Tensor] | None = None
+) -> tuple[Setup, dict[str, Tensor]]:
+    """Do as `setup_of`, and give the untrained weights by their names."""
     named = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     groups = [group for optimizer in optimizers for group in _groups(optimizer)]
     held = {id(parameter) for group in groups for parameter in group.get("params", ())}
     left_out = [name for name, one in named.items() if one.requires_grad and id(one) not in held] if held else []
+    frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
+    hidden = dict(_unregistered(model, held))
+    inside = {name: one for place, thing in hidden.items() for name, one in _inside(place, thing)}
+    untrained = _untrained({name: named[name] for name in left_out}, {name: named[name] for name in frozen}, inside)
     epsilons = [number for group in groups if (number := _number(group.get("eps"))) is not None]
-    return Setup(
+    setup = Setup(
         optimizer=" + ".join(type(optimizer).__name__ for optimizer in optimizers),
         eps=max(epsilons, default=None),
         weight_decay=max((_number(group.get("weight_decay")) or 0.0 for group in groups), default=0.0),
         momentum=max(map(_momentum, groups), default=0.0),
         numels=tuple(_numel(parameter) for parameter in (named if parameters is None else parameters).values()),
         left_out=tuple(left_out),
-        frozen=tuple(name for name, parameter in named.items() if not parameter.requires_grad),
-        unregistered=tuple(_unregistered(model, held)),
+        frozen=tuple(frozen),
+        unregistered=tuple(hidden),
+        untrained=tuple(untrained),
         sources=tuple(_sources(model)),
     )
+    return setup, untrained
+
+
+def _untrained(*kinds: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the weights that are as drawn, each kind judged by itself."""
+    return {name: kind[name] for kind in kinds for name in as_drawn(kind)}
+
+
+def _inside(place: str, thing: nn.Module | nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(thing, nn.Parameter):
+        yield place, thing
+    else:
+        yield from ((f"{place}.{plain_name(name)}", one) for name, one in thing.named_parameters())
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -87,7 +114,7 @@ def _numel(parameter: Tensor) -> int:
     return 0 if nn.parameter.is_lazy(parameter) else parameter.numel()
 
 
-def _unregistered(model: nn.Module, held: set[int]) -> Iterator[str]:
+def _unregistered(model: nn.Module, held: set[int]) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
     modules = dict(model.named_modules())
     known = {id(module) for module in modules.values()} | held
     known |= {id(parameter) for parameter in model.parameters()}
@@ -101,7 +128,7 @@ def _unregistered(model: nn.Module, held: set[int]) -> Iterator[str]:
             for place, thing in _things(start, value, DEEPEST):
                 if id(thing) not in told and _trains_unseen(thing, known):
                     told.add(id(thing))
-                    yield place
+                    yield place, thing
 
 
 def _things(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:

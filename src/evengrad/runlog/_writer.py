@@ -1,5 +1,6 @@
 """The writer of a run log."""
 
+import logging
 import os
 import time
 import weakref
@@ -14,6 +15,7 @@ from evengrad.runlog._log import Log
 from evengrad.runlog._untrusted import SETUP, facts_with
 
 _LARGEST_STEP = 2**63 - 1
+_LOGGER = logging.getLogger("evengrad.runlog")
 
 
 @final
@@ -99,6 +101,7 @@ class Writer:
         bring_up_to_date(path, _facts_that_count(found, meta, rank))
         self._flush_every_steps, self._flush_every_s, self._clock = flush_every_steps, flush_every_s, clock
         self._parameters = len(meta.parameters)
+        self._rank = rank
         self._log = Log(path, meta, rank)
         self._flushed_at_s = clock()
         self._finalizer = weakref.finalize(self, Log.close, self._log)  # at collection or at exit
@@ -145,6 +148,18 @@ class Writer:
         full = len(self._log.waiting) >= self._flush_every_steps
         if full or self._clock() - self._flushed_at_s >= self._flush_every_s:
             self.flush()
+
+    def update(self, setup: Setup) -> None:
+        """Put another set-up in place of the first one: of some of it the training itself has to tell.
+
+        Only rank 0 does. Never raises; what goes wrong is said on the logger, and the log goes on.
+        """
+        if self._log.closed or self._log.failed or self._log.forked() or self._rank != 0:
+            return
+        try:
+            bring_up_to_date(self.directory, facts_with(setup, {}))
+        except Exception as err:  # whatever it is, it must not end the training
+            _LOGGER.warning("the set-up in %s stays as it was at the start: %s", self.directory, err)
 
     def flush(self) -> None:
         """Write what waits now. Never raises; `failed` says what went wrong."""

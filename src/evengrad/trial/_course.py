@@ -28,10 +28,12 @@ from evengrad.nouns import (
     Trial,
     output_of,
 )
-from evengrad.probe import WeightSampler, named_parameters, probe, setup_of
+from evengrad.probe import Untouched, WeightSampler, named_parameters, probe, setup_and_untrained, those
 from evengrad.runlog import Writer
 from evengrad.trial._seeded import seed_all, seeded
 from evengrad.trial._user_code import Batch, batches, called, fingerprint, fresh_model, held_by
+
+FEWEST_STEPS = 8  # of a trial that can show who trains what
 
 Tick = Callable[[int], None]
 """Called with the number of optimizer steps that have been done since the last call."""
@@ -166,7 +168,9 @@ class _Training:
         self.dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
         self.norms = Norms(list(parameters.values()))
         self.weights = WeightSampler(parameters, self.model)
-        self.setup = setup_of(self.model, [self.optimizer], parameters)
+        setup, untrained = setup_and_untrained(self.model, [self.optimizer], parameters)
+        self.setup = replace(setup, untrained=())  # until some steps have shown who moves them
+        self._untouched = Untouched(untrained)
         self.parameters = list(parameters.values())
         self.policy: AbstractPolicy | None = None if task.clip is None else policy_of(task.clip)
         self.state: State = {} if self.policy is None else self.policy.init(len(self.names))
@@ -194,7 +198,16 @@ class _Training:
                 return error
         if batch is not None:
             self._keep(self._layers(batch, steps))
+        self._settle()
         return ""
+
+    def _settle(self) -> None:
+        """Write down which weights are still as they were drawn."""
+        names, flags = self._untouched.look()
+        if len(self.losses) >= FEWEST_STEPS and (untrained := those(names, flags.tolist())):
+            self.setup = replace(self.setup, untrained=untrained)
+            if self.writer is not None:
+                self.writer.update(self.setup)
 
     def _layers(self, batch: Batch, step: int) -> Reading:
         reading = probe(self.model, self.task.loss, batch, step=step, allow_broken_loss=bool(self.losses)).readings[0]

@@ -18,11 +18,11 @@ class FrozenByMistake(AbstractRunRule):
     """Frozen by mistake: weights are frozen that are still as they were drawn.
 
     Sees:
-        Weights that require no gradient and are as they were drawn, while something else is trained. Where the
-        optimizer holds them too, their numbers are known: all their biases are exactly zero, or all weights have the
-        size that one usual initialisation draws. Else linear and convolutional layers are looked at that have the
-        norm of torch's own initialisation, whose square is a third of the number of units: two of them, or one of
-        256 units or more.
+        Weights that require no gradient and are as they were drawn, while something else is trained. A run knows them
+        by their elements, if nothing has moved them in 128 steps (or by its end). Elsewhere, where the optimizer holds
+        them too, their numbers are known: all their biases are exactly zero, or all weights have the size that one
+        usual initialisation draws. Else linear and convolutional layers are looked at that have the norm of torch's
+        own initialisation, whose square is a third of the number of units: two of them, or one of 256 units or more.
 
     Hurts:
         Random weights stay random: the trained layers get random features, or have their output scrambled by them.
@@ -50,9 +50,12 @@ class FrozenByMistake(AbstractRunRule):
     def judge(self, record: Record) -> Sign | None:
         """Compare the frozen weights with what an initialisation draws."""
         setup = record.setup
-        if setup is None or not any(reading.layers or reading.weights for reading in record.readings):
+        if setup is None or not record.readings:
             return None
-        found = _held_by_the_optimizer(record, setup) or _by_their_norms(record, setup)
+        found = _by_their_elements(setup)
+        if not found and not any(reading.layers or reading.weights for reading in record.readings):
+            return None
+        found = found or _held_by_the_optimizer(record, setup) or _by_their_norms(record, setup)
         if not found or not set(record.parameters) - set(setup.frozen):
             return Sign(decades=0.0)
         return Sign(
@@ -72,6 +75,11 @@ class FrozenByMistake(AbstractRunRule):
     def cures(self) -> tuple[Cure, ...]:
         """Propose nothing that a treatment can do: the code has to change."""
         return ()
+
+
+def _by_their_elements(setup: Setup) -> tuple[str, ...]:
+    frozen = frozenset(setup.frozen)
+    return tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in setup.untrained if name in frozen))
 
 
 def _held_by_the_optimizer(record: Record, setup: Setup) -> tuple[str, ...]:
