@@ -15,6 +15,9 @@ from evengrad.probe._statistics import RELATIVE_SLOPES, SLOPE_LEFT, real
 ROW = 1024  # elements of a row whose dot product BLAS forms: off by 1e-7 at most
 DOTS = getattr(np, "vecdot", None)  # NumPy 2
 
+# Mean square above which float32 squares have lost nothing that counts to underflow.
+LOWEST_SQUARE = 1e-30
+
 Array = NDArray[Any]
 
 # Largest magnitudes of a tensor between which its squares add up without overflow, and without losing to underflow
@@ -63,6 +66,21 @@ def gradient_of(array: Array) -> tuple[float, float]:
     with np.errstate(all="ignore"):
         finite, rms, _, _ = _sized(_line(array), mean=False)
     return finite, rms
+
+
+def norm_of(array: Array) -> float:
+    """Measure a norm; what is not finite shows in it."""
+    with np.errstate(all="ignore"):
+        line = _line(array)
+        square = _square(line)
+        if LOWEST_SQUARE * line.size < square < inf:
+            return sqrt(square)
+        values = np.abs(line, dtype=np.float64)
+        largest = float(values.max(initial=0.0))
+        if largest == 0.0 or not isfinite(largest):
+            return largest
+        values /= largest
+        return largest * sqrt(float(values.dot(values)))
 
 
 def is_finite(array: Array) -> bool:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from math import hypot, inf, sqrt
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from evengrad.measure import Norms
+from evengrad.probe._host_numbers import LOWEST_SQUARE, norm_of, on_host
 from evengrad.probe._statistics import precise, wide
 
-# Root mean square from which float32 squares lose nothing that counts to underflow.
-LOWEST_RMS = 1e-15
+SMALL = 4096  # elements up to which a tensor in host memory is copied, to be measured with the others
 MEASURED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -51,19 +54,29 @@ class ParameterNorms:
 
 def norms_of(tensors: Sequence[Tensor]) -> list[float]:
     """Measure the norm of each tensor; waits for the device."""
-    found = [inf] * len(tensors)
-    plain = [place for place, tensor in enumerate(tensors) if _is_plain(tensor)]
-    if plain:
-        norms = Norms([tensors[place].detach() for place in plain], weights=True).norms().tolist()
-        for place, norm in zip(plain, norms, strict=True):
-            found[place] = norm
-    again = [place for place, norm in enumerate(found) if not _lost_nothing(norm, tensors[place])]
+    found: dict[int, float] = {}
+    small: dict[torch.dtype, list[int]] = defaultdict(list)
+    elsewhere: list[int] = []
+    for place, tensor in enumerate(tensors):
+        if not _is_plain(tensor):
+            continue
+        if tensor.device.type != "cpu":
+            elsewhere.append(place)
+        elif 0 < tensor.numel() <= SMALL and tensor.dtype is not torch.float64:
+            small[tensor.dtype].append(place)
+        elif (array := on_host(tensor)) is not None:
+            found[place] = norm_of(array)
+    for places in small.values():
+        found |= zip(places, _together([tensors[place] for place in places]), strict=True)
+    if elsewhere:
+        norms = Norms([tensors[place].detach() for place in elsewhere], weights=True).norms().tolist()
+        found |= {one: norm for one, norm in zip(elsewhere, norms, strict=True) if _lost_nothing(norm, tensors[one])}
+    again = [place for place in range(len(tensors)) if place not in found]
     if again:
         device = tensors[again[0]].device
         precisely = torch.stack([_norm(tensors[place]).to(device) for place in again]).tolist()
-        for place, norm in zip(again, precisely, strict=True):
-            found[place] = norm
-    return found
+        found |= zip(again, precisely, strict=True)
+    return [found[place] for place in range(len(tensors))]
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -72,8 +85,17 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and tensor.dtype in MEASURED and not tensor.is_nested
 
 
+def _together(tensors: list[Tensor]) -> list[float]:
+    """Measure small tensors of one dtype in host memory, put one behind the other, in float64."""
+    starts = [0, *accumulate(tensor.numel() for tensor in tensors[:-1])]
+    line = torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).double()
+    with np.errstate(all="ignore"):
+        norms: list[float] = np.sqrt(np.add.reduceat(line.square().numpy(), starts)).tolist()
+    return norms
+
+
 def _lost_nothing(norm: float, tensor: Tensor) -> bool:
-    return LOWEST_RMS * sqrt(tensor.numel()) <= norm < inf
+    return sqrt(LOWEST_SQUARE * tensor.numel()) < norm < inf
 
 
 def _norm(tensor: Tensor) -> Tensor:

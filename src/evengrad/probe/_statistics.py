@@ -69,15 +69,22 @@ def is_additive_mask(tensor: Tensor) -> Tensor:
     return ((values == 0) | (values == float("-inf"))).all()
 
 
-def moments(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Root mean square and mean over the finite elements, scaled by the largest one so that nothing overflows."""
-    if tensor.numel() == 0:
-        return tensor.new_zeros(()), tensor.new_zeros(())
-    finite = torch.isfinite(tensor)
-    values = torch.where(finite, tensor, 0.0)
-    largest = values.abs().amax().clamp_min(torch.finfo(tensor.dtype).tiny)
-    values, count = values / largest, finite.sum().clamp_min(1)
-    return largest * (values.square().sum() / count).sqrt(), largest * (values.sum() / count)
+def _sized(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tell whether all is finite; root mean square, mean and largest magnitude of what is.
+
+    Scaled by the largest, so that no square overflows.
+    """
+    if values.numel() == 0:
+        nothing = values.new_zeros(())
+        return nothing + 1.0, nothing, nothing, nothing
+    finite, kind = torch.isfinite(values), precise(values.device)
+    kept = torch.where(finite, values, 0.0)
+    absmax = torch.linalg.vector_norm(kept, float("inf"))
+    kept = kept / absmax.clamp_min(torch.finfo(values.dtype).tiny)
+    count = finite.sum()
+    once, largest = count.clamp_min(1), absmax.to(kind)
+    rms = largest * torch.linalg.vector_norm(kept, dtype=kind) / once.sqrt()
+    return count == values.numel(), rms, largest * kept.sum(dtype=kind) / once, absmax
 
 
 def activation_vector(output: Tensor, *, unit_dim: int, nonlinearity: str | None) -> Tensor:
@@ -96,13 +103,11 @@ def activation_vector(output: Tensor, *, unit_dim: int, nonlinearity: str | None
     values = wide(output)
     if values.numel() == 0:
         return values.new_tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, float("nan")], dtype=precise(values.device))
-    finite = torch.isfinite(values)
     zero = values == 0
-    absmax = torch.where(finite, values, 0.0).abs().amax()
     observation_dims = [dim for dim in range(values.ndim) if dim != unit_dim % max(values.ndim, 1)]
     dead = zero.all(dim=tuple(observation_dims)) if observation_dims else zero
     saturated = _saturated_frac(values, nonlinearity)
-    parts = [finite.all(), *moments(values), absmax, zero.float().mean(), dead.float().mean(), saturated]
+    parts = [*_sized(values), _share(zero), _share(dead), saturated]
     return torch.stack([part.to(precise(values.device)) for part in parts])
 
 
@@ -110,13 +115,18 @@ def _saturated_frac(values: Tensor, nonlinearity: str | None) -> Tensor:
     slope = RELATIVE_SLOPES.get(nonlinearity or "")
     if slope is None:
         return values.new_full((), float("nan"))
-    return (slope(values) < SLOPE_LEFT).float().mean()
+    return _share(slope(values) < SLOPE_LEFT)
+
+
+def _share(marks: Tensor) -> Tensor:
+    """Count in integers: a float32 mean of ten million is off in its fifth digit."""
+    return torch.count_nonzero(marks).to(precise(marks.device)) / marks.numel()
 
 
 def gradient_vector(gradient: Tensor) -> Tensor:
     """Measure a gradient: a vector in the order of `GRADIENT_FIELDS`."""
     values = wide(gradient)
-    parts = [torch.isfinite(values).all(), moments(values)[0]]
+    parts = _sized(values)[:2]
     return torch.stack([part.to(precise(values.device)) for part in parts])
 
 

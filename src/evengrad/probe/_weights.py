@@ -225,10 +225,11 @@ class WeightSampler:
             value = plain(parameter)
             if value is not None and value.is_floating_point() and value.numel():
                 cuts[name] = Cut(value, _unit_dim(parameter, modules[name]), parameter.dtype)
-        order = sorted(cuts, key=lambda name: _key(self._parameters[name], cuts[name]))
+        keys = {name: _key(self._parameters[name], cut) for name, cut in cuts.items()}
+        order = sorted(cuts, key=keys.__getitem__)
         self._facts = [_facts(name, self._parameters[name], modules[name]) for name in names]
         self._groups = []
-        for (_, _, width), members in groupby(order, key=lambda name: _key(self._parameters[name], cuts[name])[:3]):
+        for (_, _, width), members in groupby(order, key=lambda name: keys[name][:3]):
             found = list(members)
             parameters = [self._parameters[name] for name in found]
             dtype = torch.float64 if parameters[0].dtype in (torch.float64, torch.complex128) else torch.float32
