@@ -11,7 +11,7 @@ from evengrad.diagnose._abstract import AbstractRule, AbstractRunRule, Sign
 from evengrad.diagnose._choice import codes_of
 from evengrad.diagnose._lasting import lasted
 from evengrad.diagnose._profile import without_call
-from evengrad.diagnose._story import told_as_a_story
+from evengrad.diagnose._story import told_as_a_story, without_idle_causes
 from evengrad.nouns import Finding, Reading, Record, printable, shortened
 from evengrad.runlog import read
 
@@ -130,8 +130,8 @@ def findings_of(record: Record, *, ignore: frozenset[str] = frozenset()) -> tupl
     what came first is seen: an exploding network is dead by the time it ends. So is one that spent a fifth of its steps
     under a symptom without learning anything, and began to learn when the symptom went away. What is wrong in any case
     (non-finite numbers, a mistake in the loop) is always told; what can be a cause but does no harm by itself is told
-    only in a run that is sick. A gradient whose step was skipped has done no harm, so that alone does not make the run
-    end sick.
+    only in a run that is sick, and only if it explains something there. A gradient whose step was skipped has done no
+    harm, so that alone does not make the run end sick.
 
     Args:
         record: The readings.
@@ -144,7 +144,8 @@ def findings_of(record: Record, *, ignore: frozenset[str] = frozenset()) -> tupl
     found = [
         _finding(rule, [one for one in seen[rule.code] if sick or not one[1].only_if_sick], record) for rule in told
     ]
-    return told_as_a_story([one for one in found if one is not None])
+    story = told_as_a_story([one for one in found if one is not None])
+    return without_idle_causes(story, {rule.code for rule in asked if rule.tells == "cause"})
 
 
 def symptoms_of(reading: Reading, record: Record) -> dict[str, float]:

@@ -4,6 +4,7 @@
 FAMILIES = (
     "bad-data",
     "labels",
+    "precision",  # a gradient that is all zero looks cut
     "signal-cut",
     "softmax-twice",
     "activation-on-logits",
@@ -25,19 +26,23 @@ FAMILIES = (
     "gates",
     "vanishing-depth",
     "vanishing-time",
+    "spike",  # one batch that moves the weights by their own size is no learning rate
     "lr-high",
-    "precision",
+    "norm-drift",
     "epsilon",
     "clipping",
     "lr-low",
     "stale-weights",
-    "spike",
     "non-finite",
     "oscillation",
     "divergence",
     "plateau",
     "not-learning",
 )
+
+# Of two codes of a family at the same step the smaller one comes first, but for these: a gradient is not finite because
+# the loss is not.
+LAST_OF_THEIR_FAMILY = frozenset({"EG202"})
 
 # What is there before the first step, whenever it was seen: it cannot be a consequence of what the steps did.
 GIVEN = frozenset(
@@ -61,7 +66,8 @@ _LOSS = ("oscillation", "divergence", "plateau", "not-learning")
 _STEPS = ("precision", "epsilon", "lr-low", "stale-weights")
 _UNITS = ("dead", "saturated", "gates")
 _SIGNAL = ("exploding-depth", "exploding-time", "vanishing-depth", "vanishing-time")
-_BLOW_UP = ("lr-high", "spike", "non-finite")
+_BLOW_UP = ("lr-high", "spike", "norm-drift", "non-finite")
+_GROWTH = frozenset({"exploding-depth", "exploding-time", *_BLOW_UP, "divergence"})
 _ALL_BELOW = (*_SIGNAL, *_UNITS, "collapsed", "signal-cut", "batch-norm", *_STEPS, "clipping", *_BLOW_UP, *_LOSS)
 
 BRINGS: dict[str, frozenset[str]] = {
@@ -79,7 +85,7 @@ BRINGS: dict[str, frozenset[str]] = {
     "collapsed": frozenset({*_SIGNAL, *_UNITS, *_STEPS, *_BLOW_UP, *_LOSS, "signal-cut", "init-large", "init-small"}),
     "layer-out-of-line": frozenset({*_ALL_BELOW, "init-large", "init-small"}),
     "init-large": frozenset(_ALL_BELOW),
-    "init-small": frozenset(_ALL_BELOW),
+    "init-small": frozenset(_ALL_BELOW) - _GROWTH,  # a signal that is too small cannot blow up by that
     "weight-decay": frozenset(_ALL_BELOW),
     "exploding-depth": frozenset({*_UNITS, *_BLOW_UP, *_LOSS, "vanishing-depth", "clipping", "collapsed", "epsilon"}),
     "exploding-time": frozenset({*_SIGNAL, *_UNITS, *_BLOW_UP, *_LOSS, "clipping"} - {"exploding-time"}),
@@ -88,14 +94,18 @@ BRINGS: dict[str, frozenset[str]] = {
     "gates": frozenset({"vanishing-time", *_STEPS, *_LOSS}),
     "vanishing-depth": frozenset({"dead", "signal-cut", "collapsed", *_STEPS, *_LOSS}),
     "vanishing-time": frozenset({*_STEPS, *_LOSS}),
-    "lr-high": frozenset({*_SIGNAL, *_UNITS, "collapsed", "signal-cut", "clipping", "spike", "non-finite", *_LOSS}),
-    "precision": frozenset({"stale-weights", "signal-cut", "non-finite", "vanishing-depth", *_LOSS}),
+    "lr-high": frozenset(
+        {*_SIGNAL, *_UNITS, "collapsed", "signal-cut", "clipping", "spike", "norm-drift", "non-finite", *_LOSS}
+    ),
+    "precision": frozenset({"stale-weights", "signal-cut", "non-finite", *_LOSS}),
     "epsilon": frozenset({"lr-low", "stale-weights", *_LOSS}),
     "clipping": frozenset({"lr-low", "stale-weights", *_LOSS}),
     "lr-low": frozenset({"stale-weights", *_LOSS}),
     "stale-weights": frozenset({"lr-low", *_LOSS}),
-    "spike": frozenset({*_SIGNAL, *_UNITS, "non-finite", *_LOSS}),
-    "non-finite": frozenset({*_SIGNAL, *_UNITS, *_STEPS, "collapsed", "signal-cut", "spike", "lr-high", *_LOSS}),
+    "spike": frozenset({*_SIGNAL, *_UNITS, "lr-high", "norm-drift", "non-finite", *_LOSS}),
+    "norm-drift": frozenset({*_SIGNAL, *_UNITS, "non-finite", *_LOSS}),
+    # NaN in one place is NaN everywhere behind it, and one step later in every weight
+    "non-finite": frozenset({*_SIGNAL, *_UNITS, *_STEPS, "collapsed", "signal-cut", *_BLOW_UP, *_LOSS}),
     "oscillation": frozenset({"divergence", "plateau", "not-learning"}),
     "divergence": frozenset({*_SIGNAL, *_UNITS, "collapsed", "signal-cut", "non-finite", "plateau", "not-learning"}),
     "plateau": frozenset({"not-learning"}),

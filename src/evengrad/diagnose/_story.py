@@ -1,9 +1,9 @@
 """One story per run: what stands at the root comes first, what follows from it below."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
-from evengrad.diagnose._families import BRINGS, FAMILIES, GIVEN
+from evengrad.diagnose._families import BRINGS, FAMILIES, GIVEN, LAST_OF_THEIR_FAMILY
 from evengrad.nouns import Finding
 
 UNEXPLAINED = frozenset({"plateau", "not-learning"})
@@ -42,6 +42,19 @@ def told_as_a_story(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(story)
 
 
+def without_idle_causes(story: Sequence[Finding], causes: Set[str]) -> tuple[Finding, ...]:
+    """Leave out what would only matter as a cause, and explains nothing that does harm.
+
+    Args:
+        story: As `told_as_a_story` gives it.
+        causes: Codes of the rules that are harmless by themselves.
+    """
+    explaining = {code for finding in story if finding.code not in causes for code in finding.follows}
+    idle = {one.code for one in story if not one.follows and one.code in causes and one.code not in explaining}
+    kept = [(one, tuple(code for code in one.follows if code not in idle)) for one in story if one.code not in idle]
+    return tuple(replace(one, follows=follows) for one, follows in kept if follows or not one.follows)
+
+
 def _as_root(finding: Finding) -> Finding:
     """Say of a loss that stands still and of nothing else where to look: no other rule explains it."""
     if finding.family not in UNEXPLAINED or finding.message.endswith(WHERE_TO_LOOK):
@@ -55,10 +68,13 @@ def _first(codes: tuple[str, ...], tops: Sequence[Finding]) -> str:
     return severe[0] if severe else codes[0]
 
 
-def _key(finding: Finding) -> tuple[int, int, str]:
+def _key(finding: Finding) -> tuple[int, int, bool, str]:
     family = finding.family
-    onset = -1 if family in GIVEN else finding.when[0]
-    return onset, FAMILIES.index(family) if family in FAMILIES else len(FAMILIES), finding.code
+    # units that are alike before the first step were drawn alike
+    drawn = family in GIVEN or (family == "collapsed" and finding.when[0] == 0)
+    onset = -1 if drawn else finding.when[0]
+    rank = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
+    return onset, rank, finding.code in LAST_OF_THEIR_FAMILY, finding.code
 
 
 def _brings(cause: Finding, effect: Finding) -> bool:

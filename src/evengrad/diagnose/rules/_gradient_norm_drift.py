@@ -51,7 +51,7 @@ class GradientNormDrift(AbstractRunRule):
     code: ClassVar[str] = "EG106"
     symptom: ClassVar[str] = "gradient norm drift"
     source: ClassVar[str] = "Takase et al. 2023, Spike No More: Stabilizing the Pre-training of Large Language Models"
-    family: ClassVar[str] = "spike"
+    family: ClassVar[str] = "norm-drift"
     tells: ClassVar[Tells] = "cause"
 
     def judge(self, record: Record) -> Sign | None:
