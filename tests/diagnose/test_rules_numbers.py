@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from evengrad.diagnose import findings_of, rules
+from evengrad.diagnose._half import ran_in_float16
 from evengrad.nouns import Ends, LayerReading, ParameterReading, Reading, Record, TensorReading
 from evengrad.probe import probe
 
@@ -177,6 +178,78 @@ KEPT = half(0.0, 0.0, name="head")
 def test_underflow_is_half_of_a_gradient_lost_in_float16_and_some_of_it_on_the_edge(weights, speaks):
     seen = sign("EG204", weights=weights)
     assert (None if seen is None else seen.speaks) == speaks
+
+
+GONE = {"weights": (half(0.0, 1.0), half(0.0, 1.0, name="b.bias", fan_in=0)), "grad_norms": (0.0, 0.0), "loss": 1e-6}
+OFF = LayerReading(name="0", kind="ReLU", nonlinearity="relu", dead_frac=1.0)
+ARRIVED = LayerReading(name="b", kind="Linear", weighted=True, grad_rms=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "speaks"),
+    [
+        ({}, True),
+        ({"weights": (half(0.0, 1.0), half(0.0, 0.999))}, False),
+        ({"weights": (half(0.0, 1.0), half(0.0, 1.0, dtype="float32"))}, False),
+        ({"grad_norms": (0.0, 1e-7)}, False),
+        ({"loss": 0.0}, False),
+        ({"loss": math.nan}, False),
+        ({"loss": None}, False),
+        ({"layers": (OFF,)}, False),
+        ({"layers": (ARRIVED,)}, False),
+        ({"ends": Ends(softmax_size=1)}, False),
+        ({"ends": Ends(cuts=("a detach in front of the loss",))}, False),
+        ({"ends": Ends(softmax_size=10)}, True),
+    ],
+)
+def test_a_gradient_that_is_all_zero_in_float16_is_underflow_unless_something_else_explains_it(change, speaks):
+    reading = Reading(**GONE | change)
+    seen = BY_CODE["EG204"].sign(reading, Record(readings=(reading,), parameters=("a", "b.bias")))
+    assert (seen is not None and seen.speaks) == speaks
+    assert not speaks or seen.where == ("a",)
+
+
+def given_by(*numbers):
+    return tuple(LayerReading(name="b", kind="Linear", weighted=True, activation_absmax=number) for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "speaks"),
+    [
+        ((0.3330078125, 1.234375), True),
+        ((0.3330078125, 1.234376), False),  # a number of float32 among them
+        ((0.3330078125,), False),  # one may be so by chance
+        ((0.333984375, 1.234375), False),  # bfloat16 is coarser
+        ((0.3330078125, 1.234375, 0.0, math.inf), True),
+        ((0.3330078125, 1e5), False),
+    ],
+)
+def test_a_forward_in_float16_shows_by_its_numbers_under_autocast(numbers, speaks):
+    weights = (half(0.0, 1.0, dtype="float32"), half(0.0, 1.0, dtype="float32", name="head"))
+    seen = sign("EG204", **GONE | {"weights": weights, "layers": given_by(*numbers)})
+    assert (seen is not None and seen.speaks) == speaks
+
+
+@pytest.mark.parametrize(("dtype", "ran"), [("float16", True), ("bfloat16", False), ("float32", False)])
+def test_a_real_forward_under_autocast_is_known_by_its_numbers(dtype, ran):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def loss(output, target):
+        return functional.cross_entropy(output.float(), target)
+
+    with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
+        record = probe(model, loss, (torch.randn(64, 8), torch.randint(0, 4, (64,))))
+    assert ran_in_float16(record.readings[0]) == ran
+
+
+@pytest.mark.parametrize(("scale", "found"), [(1e-6, [("EG204", ()), ("EG108", ("EG204",))]), (1.0, [])])
+def test_a_loss_too_small_for_float16_is_a_matter_of_precision_and_no_cut(scale, found):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).half()
+    batch = torch.randn(64, 8).half(), torch.randint(0, 4, (64,))
+    record = probe(model, lambda output, target: scale * functional.cross_entropy(output, target), batch)
+    assert [(finding.code, finding.follows) for finding in findings_of(record)] == found
 
 
 def skipped(count, start=0):

@@ -73,7 +73,7 @@ class SignalCut(AbstractRunRule):
 def _all_zero(measured: Sequence[Reading], sampled: Sequence[Reading], record: Record) -> Sign | None:
     """Tell a gradient that was exactly zero at every step, unless units are dead or there is nothing left to learn."""
     losses = [one.loss for one in measured if one.loss is not None and isfinite(one.loss)]
-    if not losses or not any(losses) or any(_dead(one) for one in sampled) or cleared(sampled, record):
+    if not losses or not any(losses) or any(is_dead(one) for one in sampled) or cleared(sampled, record):
         return None
     ends = next((one.ends for one in measured if one.ends is not None), None)
     cause = ""
@@ -116,7 +116,7 @@ def cleared(sampled: Sequence[Reading], record: Record) -> tuple[str, ...]:
     )
 
 
-def _dead(reading: Reading) -> bool:
+def is_dead(reading: Reading) -> bool:
     """Tell whether a layer passes nothing by itself: rectifiers that are all zero, or units with no slope left."""
     return any(
         (layer.nonlinearity in RECTIFIERS and max(layer.dead_frac, layer.zero_frac) >= 1.0)
