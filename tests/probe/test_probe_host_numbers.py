@@ -102,7 +102,7 @@ def test_a_mean_that_nearly_cancels_is_exact():
     assert_right(tensor)
 
 
-@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e-20, 1e-13, 1e-11, 1e14, 1e16, 1e25, 3e37])
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 3e-22, 1e-20, 1e-13, 1e-11, 1e14, 1e16, 1e25, 3e37])
 def test_no_square_overflows_or_vanishes(scale):
     tensor = (drawn(3, 700).clamp(-4, 4).double() * scale).float()
     assert_right(tensor)
@@ -186,6 +186,13 @@ def test_a_mask_is_zeros_and_minus_infinities():
     assert not is_mask(on_host(-mask))
     assert not is_mask(on_host(mask + 1))
     assert not is_mask(on_host(mask * math.nan))
+
+
+def test_what_comes_first_is_no_mask():
+    model = nn.Sequential(nn.Threshold(-1e9, 0.0), nn.Linear(3, 2))
+    batch = torch.tensor([[0.0, -math.inf, 0.0]]), torch.tensor([1])
+    layers = probe(model, functional.cross_entropy, batch).readings[0].layers
+    assert [layer.input_finite for layer in layers] == [False, True]
 
 
 class Subclass(torch.Tensor):

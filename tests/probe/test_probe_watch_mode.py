@@ -90,8 +90,8 @@ def test_gates_and_scores_that_are_computed_anew_are_no_layers():
             self.rnn, self.attend = nn.GRU(4, 4, batch_first=True), nn.MultiheadAttention(4, 2, batch_first=True)
 
         def forward(self, x):
-            h = self.rnn(x[:, None].expand(-1, 5, -1))[0]
-            with torch.device("cpu"):
+            with torch.device("cpu"):  # a mode of the user's above the probe's own
+                h = self.rnn(x[:, None].expand(-1, 5, -1))[0]
                 return torch.relu(self.attend(h, h, h)[0])
 
     layers = probe(Gated(), loss, (X, X)).readings[0].layers
