@@ -38,7 +38,7 @@ bench: $(STAMP)
 clinic: $(STAMP)
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[clinic]"
 	mkdir -p bench
-	$(BIN)/python benchmarks/clinic -o bench/clinic.json
+	$(BIN)/python benchmarks/clinic -o bench/clinic.json --page bench/clinic.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
