@@ -37,6 +37,6 @@ def _is_half(number: float) -> bool:
 
 def _is_brain(number: float) -> bool:
     try:
-        return struct.unpack(">f", struct.pack(">f", number)[:2] + b"\0\0")[0] == number
+        return bool(struct.unpack(">f", struct.pack(">f", number)[:2] + b"\0\0")[0] == number)
     except OverflowError:
         return False
