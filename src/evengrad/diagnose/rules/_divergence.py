@@ -1,7 +1,7 @@
 """EG803: the loss goes up and away."""
 
 from collections.abc import Sequence
-from math import isfinite, log10
+from math import inf, isfinite, log10
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
@@ -66,7 +66,8 @@ class Divergence(AbstractRunRule):
             return None
         start = min(trend.start, next(loss for _, loss in told if isfinite(loss)))
         if _given_back(trend, record):
-            return _sign(told, trend.best, trend.end, "after it had come down to that")
+            lowest = min(range(len(told)), key=lambda at: told[at][1] if isfinite(told[at][1]) else inf)
+            return _sign(told[lowest:], trend.best, trend.end, "after it had come down to that")
         if trend.still_falling or trend.end - start <= SIGNIFICANT_SIGMAS * trend.end_noise / trend.count**0.5:
             return Sign(decades=0.0)
         if _above_level(trend, start) or _risen(trend, start, record):

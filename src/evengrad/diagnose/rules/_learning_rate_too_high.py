@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite, log10
 from statistics import median
 from typing import ClassVar, final
@@ -10,17 +11,21 @@ from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._movement import sampled, typical_ratio
 from evengrad.diagnose._profile import WIDEST_DECADES
 from evengrad.diagnose._trend import Trend, losses_of, trend_of
+from evengrad.diagnose._wording import figures
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
-# Steps that are together as large as the weights replace them: what the initialisation had arranged, that the signal
-# keeps its size, is gone after the first ten. Ten steps of a tenth do that.
+# Steps that are together as large as the weights replace them, whenever they come: what the initialisation had
+# arranged, that the signal keeps its size, is gone, and what was learnt with it. Ten steps of a tenth do that. What
+# follows may be tiny, because nothing is left that has a gradient: it says nothing in favour of the large ones.
 REPLACED = 1.0
 NOTABLE = 0.1
 # n steps of ratio r in changing directions move the weights by r * sqrt(n) of their size: at 0.3 a run has forgotten
 # after eleven steps what it had learnt. Useful steps are at 1e-3; the largest of healthy small networks was 0.28.
 FORGETTING = 0.3
-FIRST_STEPS = 10
+FEW_STEPS = 10
 FEWEST_SAMPLES = 3
+# A schedule changes the rate by some per cent in a step, and by a factor of ten at most where it goes down in stairs.
+JUMP = 10.0
 # Below what was before by less than chance does in one of forty cases: no gain.
 SIGMAS = 2.0
 
@@ -30,10 +35,11 @@ class LearningRateTooHigh(AbstractRunRule):
     """Learning rate too high: steps are as large as the weights, and the loss does not come down.
 
     Sees:
-        The norm of each step over the norm of the weights, the median of all weight matrices. The rule speaks when the
-        first ten steps add up to 1, or half of the sampled steps or more are of 0.3, and when the loss has shown the
+        The norm of each step over the norm of the weights, the median of all weight matrices. The rule speaks when ten
+        steps in a row add up to 1, or half of the sampled steps or more are of 0.3, and when the loss has shown the
         harm: it is not finite at the end, or ends no lower than it was before, or no better than the best
-        constant prediction.
+        constant prediction. After steps that are not the first ones it must also end no lower than the run began. Where
+        the learning rate had jumped tenfold just before, that is told as the cause.
 
     Hurts:
         Steps as large as the weights replace what was learnt and what the initialisation had arranged. Rectifiers
@@ -72,20 +78,22 @@ class LearningRateTooHigh(AbstractRunRule):
         if harm is None or not harm:
             return None if harm is None else Sign(decades=_decades(worst))
         first, ratio = large[0]
+        jump = _jump(record, first.step, max(large, key=lambda one: one[1])[0].step)
         return Sign(
             decades=_decades(worst),
             speaks=True,
             where=("optimizer",),
             message=(
-                f"the step at {first.step} is {ratio:.2g} times as large as the weights (median of the weight "
-                f"matrices), the largest {worst:.2g} times, and {harm}"
+                f"the step at {first.step} is {figures(ratio)} times as large as the weights (median of the weight "
+                f"matrices), the largest {figures(worst)} times, and {harm}"
             ),
             evidence=(
                 Evidence(name=f"step over weights at step {first.step}", value=ratio),
                 Evidence(name="largest step over weights", value=worst),
                 Evidence(name="learning rate", value=max(first.lrs, default=float("nan"))),
             ),
-            when=(first.step, large[-1][0].step),
+            when=(first.step if jump is None else min(first.step, jump[0]), large[-1][0].step),
+            cause="" if jump is None else _jumped(*jump),
         )
 
     def cures(self) -> tuple[Cure, ...]:
@@ -102,15 +110,34 @@ def _decades(ratio: float) -> float:
 
 
 def _large(steps: Sequence[tuple[Reading, float]]) -> list[tuple[Reading, float]]:
-    """List the steps that forget: from the first ones if they replace the weights, or if half of all later ones do."""
-    begin = [(reading, ratio) for reading, ratio in steps if reading.step - steps[0][0].step < FIRST_STEPS]
-    if sum(ratio for _, ratio in begin) >= REPLACED:
-        return [(reading, ratio) for reading, ratio in steps if ratio >= NOTABLE]
+    """List the steps that forget: from the first ten that replace the weights, or if half of all later ones do."""
+    for at, (begin, _) in enumerate(steps):
+        together = [ratio for reading, ratio in steps[at:] if reading.step - begin.step < FEW_STEPS]
+        if sum(together) >= REPLACED:
+            return [(reading, ratio) for reading, ratio in steps[at:] if ratio >= NOTABLE]
     large = [(reading, ratio) for reading, ratio in steps if ratio >= FORGETTING]
     if not large:
         return []
     later = [ratio for reading, ratio in steps if reading.step >= large[0][0].step]
     return large if len(large) >= FEWEST_SAMPLES and 2 * len(large) >= len(later) else []
+
+
+def _jump(record: Record, onset: int, worst: int) -> tuple[int, float, float] | None:
+    """Find where the learning rate grew tenfold at once, just before or among the large steps: step, before, after.
+
+    A run that begins at nearly nothing is warming up; it has not jumped.
+    """
+    known = [(one.step, max(one.lrs)) for one in record.readings if one.lrs and isfinite(max(one.lrs))]
+    jumps = [
+        (step, before, after)
+        for (_, before), (step, after) in pairwise(known)
+        if onset - FEW_STEPS < step <= worst and after >= JUMP * before > 0.0 and step - known[0][0] >= FEW_STEPS
+    ]
+    return max(jumps, key=lambda one: one[2] / one[1], default=None)
+
+
+def _jumped(step: int, before: float, after: float) -> str:
+    return f"the learning rate jumps at step {step}, from {figures(before)} to {figures(after)}: look at its schedule"
 
 
 def _harm(record: Record, onset: int) -> str | None:
@@ -125,7 +152,7 @@ def _harm(record: Record, onset: int) -> str | None:
     if trend is None:
         return None
     before = _level_before([loss for step, loss in losses if step <= onset and isfinite(loss)])
-    return _no_gain(trend, before)
+    return _no_gain(trend, before, late=onset - record.readings[0].step >= FEW_STEPS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,10 +168,16 @@ def _level_before(losses: Sequence[float]) -> _Level | None:
     return _Level(middle=median(last), count=len(last)) if last else None
 
 
-def _no_gain(trend: Trend, before: _Level | None) -> str:
-    """Compare the end with what was there before the large steps, within what noise can do, and with a constant."""
+def _no_gain(trend: Trend, before: _Level | None, *, late: bool) -> str:
+    """Compare the end with what was there before the large steps, within what noise can do, and with a constant.
+
+    A run that has learnt and stays where it is has come to no harm by a large step on the way: after late ones the end
+    must be no lower than the start too.
+    """
     if trend.level is not None and trend.level.no_better:
-        return f"the loss ends at {trend.level.ratio:.3g} times that of the best constant prediction"
-    if before is not None and trend.end >= before.middle - SIGMAS * trend.start_noise / before.count**0.5:
+        return f"the loss ends at {figures(trend.level.ratio)} times that of the best constant prediction"
+    if before is None or (late and trend.end < trend.start - SIGMAS * trend.start_noise):
+        return ""
+    if trend.end >= before.middle - SIGMAS * trend.start_noise / before.count**0.5:
         return f"the loss is {trend.end:.3g} at the end, after {before.middle:.3g} before"
     return ""

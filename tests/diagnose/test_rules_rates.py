@@ -1,0 +1,115 @@
+"""Steps that are too large after the beginning, rates that die, losses without a level: on both sides of each edge."""
+
+import math
+import random
+
+import pytest
+
+from evengrad.diagnose import rules
+from evengrad.diagnose._wording import figures
+from evengrad.nouns import Ends, ParameterReading, Reading, Record, Setup, TensorReading
+
+BY_CODE = {rule.code: rule for rule in rules.ALL}
+SGD = Setup(optimizer="SGD", numels=(16,))
+CONSTANT = Ends(
+    output=TensorReading(name="output", shape=(64, 2), features=2),
+    target=TensorReading(name="target", dtype="int64", shape=(64,), minimum=0.0, maximum=1.0),
+    loss_ops=("NllLoss", "LogSoftmax"),
+    softmax_size=2,
+    constant_loss=math.log(2),
+)
+
+
+def run(steps, loss, *, ratio=lambda _: 1e-3, lr=lambda _: 0.1, ends=CONSTANT, weight=None, **settings):
+    """A run whose loss, step sizes and rates are functions of the step."""
+    shape = {"name": "a.weight", "numel": 16, "fan_in": 4, "weight_rms": 0.5, "grad_rms": 0.1} | (weight or {})
+    readings = []
+    for step in range(steps):
+        known = ParameterReading(**({"update_ratio": ratio(step), "moved_ratio": 0.1} | shape))
+        readings.append(Reading(step=step, loss=loss(step), lrs=(lr(step),), weights=(known,), ends=ends))
+    return Record(readings=tuple(readings), **({"parameters": ("a.weight",), "setup": SGD} | settings))
+
+
+def noisy(level, noise=0.01):
+    return lambda step: level + noise * random.Random(step).gauss(0.0, 1.0)
+
+
+def judge(code, *args, **settings):
+    return BY_CODE[code].judge(run(*args, **settings))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (4.14083377e35, "4.14e+35"),
+        (69026262.16, "6.9e+07"),
+        (1.0, "1.00"),
+        (1037.0, "1040"),
+        (414.4, "414"),
+        (0.00012344, "0.000123"),
+        (-2.5, "-2.5"),
+        (0.0, "0"),
+        (math.inf, "inf"),
+    ],
+)
+def test_a_number_in_a_message_has_three_figures_and_no_row_of_digits(number, text):
+    assert figures(number) == text
+
+
+# --- EG601: large steps after the beginning ---
+
+
+@pytest.mark.parametrize("start", [0, 3, 20])
+@pytest.mark.parametrize(("size", "speaks"), [(0.11, True), (0.09, False)])
+def test_ten_steps_that_replace_the_weights_are_told_wherever_they_are_and_however_small_the_later_ones(
+    start, size, speaks
+):
+    sign = judge("EG601", 60, noisy(math.log(2)), ratio=lambda step: size if start <= step < start + 10 else 1e-7)
+    assert sign.speaks == speaks
+    assert not speaks or sign.when == (start, start + 9)
+
+
+def test_two_large_steps_that_are_far_apart_do_not_add_up():
+    assert not judge("EG601", 60, noisy(math.log(2)), ratio=lambda step: 0.9 if step in {15, 25} else 1e-7).speaks
+    assert judge("EG601", 60, noisy(math.log(2)), ratio=lambda step: 0.9 if step in {16, 25} else 1e-7).speaks
+
+
+@pytest.mark.parametrize(("end", "speaks"), [(0.3, False), (1.0, False), (2.0, True)])
+def test_a_run_that_keeps_what_it_had_learnt_has_come_to_no_harm_by_late_large_steps(end, speaks):
+    def loss(step):
+        return noisy(2.0 if step < 20 else 0.3 if step < 100 else end, 0.001)(step)
+
+    sign = judge("EG601", 200, loss, ratio=lambda step: 1.5 if step == 30 else 1e-3, ends=None)
+    assert sign.speaks == speaks
+
+
+@pytest.mark.parametrize(("factor", "told"), [(11.0, True), (9.0, False)])
+def test_a_rate_that_has_jumped_tenfold_before_large_steps_is_their_cause(factor, told):
+    sign = judge(
+        "EG601",
+        60,
+        noisy(math.log(2)),
+        ratio=lambda step: 0.5 if 40 <= step < 45 else 1e-3,
+        lr=lambda step: 0.001 * factor if step >= 38 else 0.001,
+    )
+    assert sign.speaks
+    assert ("jumps at step 38, from 0.001 to 0.011" in sign.cause) == told
+    assert sign.when[0] == (38 if told else 40)
+
+
+def test_a_rate_that_begins_at_nearly_nothing_is_a_warm_up_and_no_jump():
+    sign = judge("EG601", 60, noisy(math.log(2)), ratio=lambda _: 0.5, lr=lambda step: min(1e-6 * 20**step, 1.0))
+    assert sign.speaks
+    assert sign.cause == ""
+
+
+# --- EG803: when what was learnt is given back ---
+
+
+def test_a_run_that_gives_back_what_it_had_learnt_is_dated_by_its_rise_and_not_by_its_start():
+    def loss(step):
+        return noisy(0.69 if step < 10 else 0.05 if step < 150 else 0.75, 0.002)(step)
+
+    sign = judge("EG803", 300, loss)
+    assert sign.speaks
+    assert sign.when == (150, 299)
