@@ -155,7 +155,7 @@ class Bench:
         for name in (base, "null"):
             self.lanes.append(Lane(name, self.clip(2 * self.norm), base, touches=False))
         idle = Idle(self.parameters)
-        guard = Guard(self.model, idle)
+        guard = Guard(self.model, idle, sample_every_steps=None, tell=False)
         self.lanes.append(Lane("guard, no hit", idle.step, base, touches=False, guard=guard))
 
     def _agc_lanes(self, units: str, model: nn.Module) -> None:
@@ -166,7 +166,7 @@ class Bench:
             targets = targets_of(model, idle)
             alone = alone_of(policy, targets)
             self.lanes.append(Lane(text, alone, "clip_grad_norm_", touches=hits))
-            guard = Guard(model, idle, clip=policy)
+            guard = Guard(model, idle, clip=policy, sample_every_steps=None, tell=False)
             self.lanes.append(Lane(f"guard with {text}", idle.step, "clip_grad_norm_", touches=hits, guard=guard))
 
     def _step_lanes(self) -> None:
@@ -180,13 +180,15 @@ class Bench:
         self.lanes.append(Lane("step alone", self.fused().step, base, touches=False, steps=True))
         for way in (None, "folded", "foreach", "conditional"):
             optimizer = self.fused()
-            guard = Guard(self.model, optimizer, clip=ByGlobalNorm(half), apply=way)
+            guard = Guard(
+                self.model, optimizer, clip=ByGlobalNorm(half), apply=way, sample_every_steps=None, tell=False
+            )
             lane = Lane(
                 f"{way or 'default'}, step", optimizer.step, base, touches=True, guard=guard, hits=True, steps=True
             )
             self.lanes.append(lane)  # the kernel writes back what it has folded
         optimizer = self.fused()
-        guard = Guard(self.model, optimizer)
+        guard = Guard(self.model, optimizer, sample_every_steps=None, tell=False)
         self.lanes.append(Lane("guard, no hit, step", optimizer.step, base, touches=False, guard=guard, steps=True))
 
     def restore(self) -> None:

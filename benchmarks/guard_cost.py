@@ -125,8 +125,9 @@ class Lane:
             self.before = lambda: nn.utils.clip_grad_norm_(self.parameters, most)
         elif name.startswith("guard"):
             policy = ByGlobalNorm(1e-6) if "hit" in name else ByZScore()
-            every = {"sample_every_steps": SAMPLE_EVERY} if "samples" in name else {}
-            self.guard = Guard(self.model, self.optimizer, clip=policy, log=tempfile.mkdtemp(), **every)
+            every = SAMPLE_EVERY if "samples" in name else None
+            settings = {"log": tempfile.mkdtemp(), "sample_every_steps": every, "tell": False}
+            self.guard = Guard(self.model, self.optimizer, clip=policy, **settings)
 
     def step(self) -> tuple[float, float]:
         """Train one step; returns the CPU seconds of forward and backward, and of what comes after."""

@@ -151,7 +151,9 @@ def followed(
     found: list[float] = []
     largest = 0.0
     policy = clip if isinstance(clip, AbstractPolicy) else clip(optimizer)
-    with Guard(model, optimizer, clip=policy, max_consecutive_skips=steps) as guard:
+    with Guard(
+        model, optimizer, clip=policy, max_consecutive_skips=steps, sample_every_steps=None, tell=False
+    ) as guard:
         for step in range(steps):
             optimizer.zero_grad()
             guard.loss(loss_at(step)).backward()

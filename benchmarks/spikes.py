@@ -152,7 +152,7 @@ def trained(name: str, clip: AbstractPolicy | None, *, seed: int, lr: float, ste
     losses: list[float] = []
     finals: list[float] = []
     clipped = 0
-    with Guard(model, optimizer, clip=clip, max_consecutive_skips=steps) as guard:
+    with Guard(model, optimizer, clip=clip, max_consecutive_skips=steps, sample_every_steps=None, tell=False) as guard:
         for step in range(steps):
             inputs, targets, factor = batch_of(step, generator, bad=bad)
             optimizer.zero_grad()

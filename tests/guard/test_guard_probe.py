@@ -6,135 +6,13 @@ import math
 
 import pytest
 import torch
+from probed_models import KINDS, VECTORS, batch, dense, run
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evengrad.guard import Guard
 from evengrad.probe import EndsSample, Sampler, WeightSampler
 from evengrad.runlog import read
-
-STEPS = 30
-
-
-class Convolutions(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
-        self.second, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
-
-    def forward(self, x):
-        hidden = torch.relu(self.second(torch.relu(self.norm(self.first(x)))))
-        return {"logits": self.head(hidden.mean((2, 3))), "hidden": hidden}
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed, self.body, self.head = nn.Embedding(11, 6), nn.LSTM(6, 8, 2, batch_first=True), nn.Linear(8, 4)
-
-    def forward(self, x):
-        output, state = self.body(self.embed(x))
-        return self.head(output[:, -1]), state
-
-
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
-        self.embed, self.body, self.head = (
-            nn.Embedding(11, 8),
-            nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
-            nn.Linear(8, 4),
-        )
-
-    def forward(self, x):
-        return self.head(self.body(self.embed(x)).mean(1))
-
-
-class Shared(nn.Module):
-    """A layer that is called several times, a part that is frozen, a head that is not used."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.again, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 4)
-        self.frozen, self.unused = nn.Linear(8, 8), nn.Linear(8, 2)
-        self.frozen.requires_grad_(False)
-
-    def forward(self, x):
-        hidden = torch.tanh(self.first(x))
-        for _ in range(3):
-            hidden = torch.tanh(self.again(self.frozen(hidden)))
-        return self.head(hidden)
-
-
-def dense():
-    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 4))
-
-
-def parallel():
-    return nn.DataParallel(dense())
-
-
-VECTORS, PICTURES, TOKENS = (6, 5), (6, 3, 8, 8), None
-KINDS = {
-    "dense": (dense, VECTORS),
-    "convolutions": (Convolutions, PICTURES),
-    "recurrent": (Recurrent, TOKENS),
-    "attention": (Attention, TOKENS),
-    "shared and frozen": (Shared, VECTORS),
-    "data parallel": (parallel, VECTORS),
-}
-
-
-def batch(shape, step):
-    generator = torch.Generator().manual_seed(step)
-    x = torch.randint(11, (6, 7), generator=generator) if shape is None else torch.randn(shape, generator=generator)
-    return x, torch.randint(4, (6,), generator=generator)
-
-
-def logits_of(output):
-    if isinstance(output, dict):
-        return output["logits"]
-    return output[0] if isinstance(output, tuple) else output
-
-
-def run(kind, loop="plain", guarded=True, steps=STEPS, **settings):
-    """Train, and return all losses and all that is left behind."""
-    make, shape = KINDS[kind]
-    torch.manual_seed(0)
-    model = make()
-    trained = [one for one in model.parameters() if one.requires_grad]
-    fused = loop == "scaled and fused"
-    if loop == "two optimizers":
-        optimizers = [torch.optim.SGD(trained[:2], lr=0.05, momentum=0.9), torch.optim.AdamW(trained[2:], lr=0.01)]
-    else:
-        optimizers = [torch.optim.AdamW(trained, lr=0.01, fused=fused)]
-    scaler = torch.amp.GradScaler("cpu", enabled="scaled" in loop, init_scale=1024.0)
-    every = {"sample_every_steps": 1, "tell": False, "scaler": scaler, **settings}
-    guard = Guard(model, optimizers, **every) if guarded else None
-    losses = []
-    for step in range(steps):
-        model.zero_grad()
-        total = 0.0
-        for part in range(2 if loop == "accumulated" else 1):
-            x, y = batch(shape, 10 * step + part)
-            cast = torch.autocast("cpu", torch.bfloat16) if "autocast" in loop else contextlib.nullcontext()
-            with cast:
-                logits = logits_of(model(x))
-                loss = nn.functional.cross_entropy(logits.float(), y)
-            if loop == "two losses":
-                scaler.scale(0.1 * logits.square().mean()).backward(retain_graph=True)
-            if guard is not None and loop != "not handed over":
-                guard.loss(loss)
-            scaler.scale(loss).backward()
-            total += float(loss.detach())
-        for optimizer in optimizers:
-            scaler.step(optimizer)
-        scaler.update()
-        losses.append(total)
-    left = [one.tolist() for one in model.state_dict().values()] + [torch.get_rng_state().tolist()]
-    return model, guard, (losses, left)
-
 
 LOOPS = ["plain", "accumulated", "two losses", "two optimizers", "autocast and scaled", "scaled and fused"]
 
@@ -381,3 +259,53 @@ def test_a_compiled_model_shows_weights_to_auto_and_layers_to_a_number(order):
     assert losses == plain  # this backend rounds as eager mode does
     assert all(reading.weights for reading in readings)
     assert readings[3].layers
+
+
+@pytest.mark.parametrize("evaluation", ["none", "without no_grad", "with no_grad"])
+def test_a_model_that_is_trained_in_evaluation_mode_shows_layers_and_ends_of_its_training(evaluation):
+    torch.manual_seed(0)
+    model = dense().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = Guard(model, optimizer, tell=False)
+    for step in range(3):
+        if evaluation != "none":
+            with torch.set_grad_enabled(evaluation == "without no_grad"):
+                nn.functional.cross_entropy(model(torch.zeros(3, 5)), torch.zeros(3, dtype=torch.long))
+        x, y = batch(VECTORS, step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    for reading in guard.record.readings:
+        assert reading.ends.inputs[0].shape == (6, 5)
+        assert reading.layers
+        assert len({layer.name for layer in reading.layers}) == len(reading.layers)
+        assert all(layer.grad_rms for layer in reading.layers)
+        assert not any("#" in layer.name for layer in reading.layers)
+
+
+def test_an_attack_in_evaluation_mode_is_not_the_training_that_follows_it():
+    torch.manual_seed(0)
+    model = dense()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = Guard(model, optimizer, tell=False)
+    x, y = batch(VECTORS, 0)
+    attacked = torch.zeros(4, 5, requires_grad=True)
+    torch.autograd.grad(model.eval()(attacked).sum(), attacked)
+    guard.loss(nn.functional.cross_entropy(model.train()(x), y)).backward()
+    optimizer.step()
+    (reading,) = guard.record.readings
+    assert reading.ends.inputs[0].shape == (6, 5)
+    assert all(layer.training and layer.grad_rms for layer in reading.layers)
+
+
+def test_the_graph_of_an_evaluation_without_no_grad_is_let_go_when_the_next_forward_begins():
+    model = dense().eval()
+    guard = Guard(model, torch.optim.SGD(model.parameters(), lr=0.01), tell=False)
+    ends = guard._books.sampling._samplers.ends
+    model(torch.zeros(3, 5))
+    assert ends._held is not None
+    held = []
+    handle = model.register_forward_pre_hook(lambda module, args: held.append(ends._held))
+    model(torch.zeros(3, 5))
+    handle.remove()
+    assert held == [None]

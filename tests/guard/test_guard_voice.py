@@ -1,8 +1,8 @@
 """What the rules find is said while the run goes on: once, in one line, and nothing on a healthy run."""
 
+import importlib
 import logging
 import math
-import sys
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_many_places_are_shortened():
 def judged(monkeypatch):
     """Let the rules say what a test wants."""
     found = []
-    monkeypatch.setattr(sys.modules["evengrad.diagnose"], "findings_of", lambda record: tuple(found))
+    monkeypatch.setattr(importlib.import_module("evengrad.diagnose"), "findings_of", lambda record: tuple(found))
     return found
 
 
@@ -74,6 +74,12 @@ def test_the_rules_judge_after_8_32_100_300_and_then_every_1000_steps():
     assert [step for step in range(1, 3001) if voice.heard(burst_ends=False)] == [8, 32, 100, 300, 1000, 2000, 3000]
 
 
+def test_where_there_are_very_many_layers_they_judge_less_often_at_first():
+    voice = Voice(tell=True)
+    due = [step for step in range(1, 1101) if voice.heard(burst_ends=False, size=20_000 * (step in {1, 25}))]
+    assert due == [8, 300, 1000]
+
+
 def test_they_judge_after_a_burst_but_not_within_200_steps_of_the_last_time():
     voice = Voice(tell=True)
     due = [step for step in range(1, 800) if voice.heard(burst_ends=step in {50, 150, 250, 310, 520, 600, 730})]
@@ -89,7 +95,7 @@ def test_a_rule_that_fails_ends_the_messages_and_not_the_run(monkeypatch, caplog
     def broken(record):
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr(sys.modules["evengrad.diagnose"], "findings_of", broken)
+    monkeypatch.setattr(importlib.import_module("evengrad.diagnose"), "findings_of", broken)
     voice = Voice(tell=True)
     voice.judge(Record)
     assert [record.getMessage() for record in caplog.records] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -17,7 +18,9 @@ from evengrad.probe import EndsSample
 class EndsOfModel:
     """Hold what a model was called with and what it gave, until its loss is known or its backward begins.
 
-    Of several calls the last before that counts, of those in training mode and with gradients.
+    Of several calls with gradients the last before that counts. Those in training mode oust those in evaluation mode,
+    before and after; one in evaluation mode counts only if its loss is handed over or a gradient arrives, so that an
+    evaluation that has forgotten `no_grad` is not taken for the training.
 
     Args:
         model: The model itself.
@@ -25,7 +28,8 @@ class EndsOfModel:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
+        self._in_training = False  # the mode of the call that is held, or was read
         self._held: tuple[Any, Any] | None = None
         self._sample: EndsSample | None = None
 
@@ -33,11 +37,25 @@ class EndsOfModel:
         """Watch the model's next forward."""
         self.end()
         if not isinstance(self._model, torch.jit.ScriptModule):
-            self._handle = self._model.register_forward_hook(_Hook(self), with_kwargs=True)
+            self._handles = [
+                self._model.register_forward_pre_hook(_Hook(self.enters)),
+                self._model.register_forward_hook(_Hook(self.called), with_kwargs=True),
+            ]
+
+    def enters(self, _: tuple[Any, ...]) -> None:
+        """Let go of the call before, and its graph, where it was in evaluation mode."""
+        if not self._in_training and torch.is_grad_enabled():
+            self._held = None
 
     def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Take in a call."""
-        if self._sample is None and self._model.training and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return
+        training = self._model.training
+        if training and not self._in_training:
+            self._held = self._sample = None
+            self._in_training = True
+        if self._sample is None and training == self._in_training:
             self._held = ((*args, kwargs) if kwargs else args, output)
 
     def look(self, loss: Tensor | None) -> None:
@@ -50,34 +68,39 @@ class EndsOfModel:
 
     def backward_begins(self) -> None:
         """Look at the latest moment: what the loss itself had saved may be freed already."""
+        if self._model.training and not self._in_training:
+            self._held = None  # an evaluation before a training that calls parts of the model
         if self._held is not None:
             roots = roots_of_backward()
             self.look(roots[0] if roots is not None and len(roots) == 1 and roots[0].grad_fn is not None else None)
 
     def take(self) -> EndsSample | None:
         """Return what was read, and let the model go."""
-        self.look(None)
+        if self._in_training:
+            self.look(None)
         sample = self._sample
         self.end()
         return sample
 
     def end(self) -> None:
         """Let the model go."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = self._held = self._sample = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._held = self._sample = None
+        self._in_training = False
 
 
 @final
 class _Hook:
-    """Forward hook of the model; nothing of it is compiled, and in a copy of the model it does nothing."""
+    """Hook of the model; nothing of it is compiled, and in a copy of the model it does nothing."""
 
-    def __init__(self, ends: EndsOfModel) -> None:
-        self._ends = ends
+    def __init__(self, run: Callable[..., None]) -> None:
+        self._run = run
 
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(self, _: nn.Module, *given: Any) -> None:
         if not torch.compiler.is_dynamo_compiling():
-            self._ends.called(args, kwargs, output)
+            self._run(*given)
 
     def __reduce__(self) -> tuple[object, ...]:
         return Nothing, ()

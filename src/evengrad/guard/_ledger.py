@@ -112,7 +112,8 @@ class Ledger:
         burst_ends = schedule.burst_ends(row.step)
         loss = None if outcome is None else row.known_loss()
         schedule.note(loss=loss, norm=norm, skipped=fault, now=self.books.sampling.next_step)
-        if self.books.voice.heard(burst_ends=burst_ends):
+        size = 0 if row.sample is None else len(row.sample)
+        if self.books.voice.heard(burst_ends=burst_ends, size=size):
             self.books.voice.judge(self._record)
 
     def _keep(self, outcome: Outcome, *, late: bool) -> None:

@@ -13,7 +13,7 @@ from evengrad.nouns import SettingError
 Every = int | Literal["auto"] | None
 
 DENSE_STEPS = 8
-STAGES = ((100, 20), (1000, 50))  # up to which step of the run, at every which one
+STAGES = ((100, 25), (1000, 50))  # up to which step of the run, at every which one
 LATER_STEPS = 100
 BURST_STEPS = 4
 PAUSE_STEPS = 100  # after a burst, before another may begin
@@ -28,14 +28,16 @@ class Schedule:
     """Choose the steps at which layers, weights and ends are sampled.
 
     `auto`: each of the first 8 steps, for a wrong initialisation, a cut graph or a forgotten `zero_grad` shows at once
-    and a run may not live longer; then every 20th to step 100, every 50th to step 1,000, and every 100th after that. A
-    sampled step takes 1.1 to 1.2 plain ones, and 2.2 where a thousand layers are tiny (`benchmarks/probe_cost.py`): 14
-    of the first 200 steps make these 1 to 1.4 % longer (8 %), 30 of the first 1,000 0.3 to 0.6 % (4 %), and later it is
-    0.1 to 0.2 % (1 %). A burst of 4 steps in a row begins when something moves: a step is skipped, or the loss or the
-    gradient norm leaves the range of the last 50 steps. That ends 6 median absolute deviations above the median, of
-    their logarithms (4 standard deviations of a normal distribution), and at least at twice the median, so that neither
-    a quiet run with tiny deviations nor a noisy one counts as moving. 100 steps pass before another burst, so that a
-    run that moves all the time is sampled at 4 steps of 104, below 1 % of its time.
+    and a run may not live longer; then every 25th to step 100, every 50th to step 1,000, and every 100th after that. A
+    sampled step takes 1.1 to 1.2 plain ones, and 1.9 where a thousand layers are tiny (`benchmarks/probe_cost.py`): 13
+    of the first 200 steps make these 0.4 to 1.5 % longer (6 %), 29 of the first 1,000 0.3 to 0.6 % (3 %), and later it
+    is 0.1 to 0.2 % (1 %).
+
+    A burst of 4 steps in a row begins when something moves: a step is skipped, or the loss or the gradient norm leaves
+    the range of the last 50 steps. That ends 6 median absolute deviations above the median, of their logarithms (4
+    standard deviations of a normal distribution), and at least at twice the median, so that neither a quiet run with
+    tiny deviations nor a noisy one counts as moving. 100 steps pass before another burst, so that a run that moves all
+    the time is sampled at 4 steps of 104, below 1 % of its time.
 
     Args:
         every: `auto`; a whole number for every so many steps and nothing else; None for never.

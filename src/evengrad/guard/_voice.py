@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FIRST_STEPS = (8, 32, 100, 300)  # after so many steps the rules judge for the first times
+FIRST_STEPS_OF_MANY = (8, 300)  # where there are so many layers that judging takes as long as several steps
+MANY = 10_000  # numbers of a sampled step: some 400 layers
 LATER_STEPS = 1000  # and then after every so many: as many as the window holds
 FEWEST_STEPS = 200  # between the burst after which they judge too and the time before
 NAMED = 4  # places in a message
@@ -24,8 +26,9 @@ class Voice:
 
     They judge after 8, 32, 100 and 300 steps, then after every 1,000, which is as long as the window, and after a burst
     of sampled steps, when something has moved, but not within 200 steps of the last time: by counts and not by the
-    clock, so that a run that is repeated says the same. To judge 1,000 readings takes as long as some ten to a hundred
-    steps of a small model.
+    clock, so that a run that is repeated says the same. For a model of 80 parameters one judgement takes a tenth of a
+    step to half a step; for a thousand small ones three to seven steps, so that there those after 32 and 100 are left
+    out.
 
     Args:
         tell: Whether to speak at all.
@@ -34,15 +37,22 @@ class Voice:
     def __init__(self, *, tell: bool) -> None:
         self._tells = tell
         self._told: dict[str, str] = {}
-        self._seen = self._judged = 0
+        self._seen = self._judged = self._size = 0
         self._failed = False
 
-    def heard(self, *, burst_ends: bool) -> bool:
-        """Count a step whose numbers are there; whether the rules are to judge now."""
+    def heard(self, *, burst_ends: bool, size: int = 0) -> bool:
+        """Count a step whose numbers are there; whether the rules are to judge now.
+
+        Args:
+            burst_ends: Whether it was the last of a burst of sampled steps.
+            size: How many numbers were sampled at it.
+        """
+        self._size = max(self._size, size)
         self._seen += 1
         if not self._tells or self._failed:
             return False
-        due = self._seen in FIRST_STEPS or self._seen % LATER_STEPS == 0
+        first = FIRST_STEPS if self._size < MANY else FIRST_STEPS_OF_MANY
+        due = self._seen in first or self._seen % LATER_STEPS == 0
         if due or (burst_ends and self._seen - self._judged >= FEWEST_STEPS):
             self._judged = self._seen
             return True
