@@ -30,6 +30,8 @@ class Sign:
         cause: What it comes from, where that is certain from what was seen and nothing needs to be tried: a mistake in
             the code, say.
         only_if_sick: Whether this is a cause at the most, although the rule is otherwise told always.
+        cures: What is proposed instead of the rule's own cures: nothing, say, where only a change of the code helps;
+            None for these.
     """
 
     decades: float
@@ -41,6 +43,7 @@ class Sign:
     when: tuple[int, int] | None = None
     cause: str = ""
     only_if_sick: bool = False
+    cures: tuple[Cure, ...] | None = None
 
 
 class AbstractRule(ABC):

@@ -193,7 +193,7 @@ def _finding(rule: Rule, seen: list[tuple[Reading, Sign]], record: Record) -> Fi
         message=sign.message,
         evidence=sign.evidence,
         cause=sign.cause,
-        cures=rule.cures(),
+        cures=rule.cures() if sign.cures is None else sign.cures,
         source=rule.source,
         family=rule.family,
         look_at=_look_at(sign.where, record),

@@ -4,6 +4,7 @@ from math import isfinite
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
+from evengrad.diagnose._onset import broken_by, came_out_of_nothing, no_epsilon
 from evengrad.diagnose._profile import WIDEST_DECADES, without_call
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
@@ -14,7 +15,9 @@ class NonFiniteForward(AbstractRule):
 
     Sees:
         The outputs of all modules in the order of the forward pass. The first module whose output is not finite
-        although its inputs were is named: everything after it is a consequence.
+        although its inputs were is named: everything after it is a consequence. Where the gradient of the step before
+        was not finite and that step was done, the weights are at fault; where the data is finite and what the first
+        module gets is not, the code between them.
 
     Hurts:
         The loss is NaN, so is every gradient, and one optimizer step later so is every weight. Nothing learnt so far
@@ -49,14 +52,17 @@ class NonFiniteForward(AbstractRule):
         if not bad:
             return Sign(decades=0.0)
         producer = next((layer for layer in bad if layer.input_finite), None)
-        where = (producer or bad[0]).name
-        reason = _reason(producer, reading, before=reading.layers.index(producer or bad[0]))
+        at = reading.layers.index(producer or bad[0])
+        reason, cause = _reason(producer, reading, record, at)
+        nothing_grew = came_out_of_nothing(reading, record)
         return Sign(
             decades=WIDEST_DECADES,
             speaks=True,
-            where=(where,),
+            where=((producer or bad[0]).name,),
             message=f"{reason}; {len(bad)} of {len(reading.layers)} modules are not finite",
             evidence=_evidence(reading.layers, bad[0], len(bad)),
+            cause=cause,
+            cures=() if cause or nothing_grew else None,
         )
 
     def cures(self) -> tuple[Cure, ...]:
@@ -70,21 +76,48 @@ class NonFiniteForward(AbstractRule):
         )
 
 
-def _reason(producer: LayerReading | None, reading: Reading, *, before: int) -> str:
-    if producer is None and before == 0:
-        where = reading.layers[before].name
-        return f"the input of `{where}`, the first module, is not finite: look at the data"
-    if producer is None:
-        where = reading.layers[before].name
+def _reason(producer: LayerReading | None, reading: Reading, record: Record, at: int) -> tuple[str, str]:
+    """Say what is not finite first, and where that leaves no doubt what it comes from."""
+    layer = reading.layers[at]
+    broken = broken_by(reading, record)
+    if broken is not None:
         return (
-            f"the input of `{where}` is not finite: an operation between it and the {before} modules before made that"
+            f"`{layer.name}` ({layer.kind}) is the first module with a NaN or infinite output: the gradient of step "
+            f"{broken} was not finite and that step was done, so the weights are not either",
+            f"what made the gradient of step {broken} NaN or infinite",
+        )
+    if producer is None and at == 0:
+        return _before_the_first(layer, reading)
+    if producer is None:
+        return (
+            f"the input of `{layer.name}` is not finite: an operation between it and the {at} modules before made that",
+            "",
         )
     if _weights_broken(producer, reading):
         return (
             f"`{producer.name}` ({producer.kind}) is the first module with a NaN or infinite output: its weights are, "
-            "already"
+            "already",
+            no_epsilon(record),
         )
-    return f"`{producer.name}` ({producer.kind}) makes NaN or infinity out of a finite input, the first module to do so"
+    return (
+        f"`{producer.name}` ({producer.kind}) makes NaN or infinity out of a finite input, the first module to do so",
+        no_epsilon(record) if producer.weighted and reading.step > 0 else "",
+    )
+
+
+def _before_the_first(layer: LayerReading, reading: Reading) -> tuple[str, str]:
+    """Tell data that is not finite from an operation in `forward` that makes it so, where the data was seen."""
+    inputs = () if reading.ends is None else reading.ends.inputs
+    what = f"the input of `{layer.name}`, the first module, is not finite"
+    if any(tensor.finite_frac < 1.0 for tensor in inputs):
+        return f"{what}: look at the data", "the data holds NaN or infinite numbers"
+    if not inputs:
+        return f"{what}: look at the data, and at what forward does before it", ""
+    return (
+        f"{what}, though what goes into the model is: the code in forward before `{layer.name}` made that",
+        f"a mistake in the code: an operation in forward before `{layer.name}` is not defined for this batch; look for "
+        "a quotient whose divisor can be zero (a norm, a standard deviation, a sum), a logarithm or a root",
+    )
 
 
 def _weights_broken(layer: LayerReading, reading: Reading) -> bool:

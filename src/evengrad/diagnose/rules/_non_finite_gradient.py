@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._loss_graph import risks
+from evengrad.diagnose._onset import broken_by, came_out_of_nothing, of_the_last_graph, said_before
 from evengrad.diagnose._profile import WIDEST_DECADES
 from evengrad.nouns import Cure, Evidence, ParameterReading, Reading, Record
 
@@ -17,7 +18,8 @@ class NonFiniteGradient(AbstractRule):
         The gradient norm of every parameter at every step: it is finite exactly when the gradient is (or so large,
         above 1e19, that its square overflows float32, which is no better). Where layers were sampled, the module at
         whose output the gradient is first not finite on its way back is named too, and where it comes out of a
-        finite loss as NaN, what that loss takes (a root, a norm, a quotient). Steps with a non-finite forward belong
+        finite loss as NaN, what that loss takes (a root, a norm, a quotient). Where loss and gradient norm were
+        ordinary until the step before, so that nothing had grown, that is said. Steps with a non-finite forward belong
         to EG201; those that were sampled and whose loss alone is not finite to EG203.
 
     Hurts:
@@ -54,6 +56,7 @@ class NonFiniteGradient(AbstractRule):
         count = sum(not isfinite(norm) for norm in reading.grad_norms)
         names = record.parameters or tuple(f"parameter {index}" for index in range(len(reading.grad_norms)))
         bad = tuple(name for name, norm in zip(names, reading.grad_norms, strict=False) if not isfinite(norm))
+        cause = _cause(reading, record)
         end = _first_on_the_way_back(reading) + (", and the step was skipped" if reading.skipped else "")
         return Sign(
             decades=WIDEST_DECADES,
@@ -65,7 +68,8 @@ class NonFiniteGradient(AbstractRule):
                 Evidence(name="parameters with a non-finite gradient", value=float(count)),
                 *_largest(reading.weights, frozenset(bad)),
             ),
-            cause=_cause(reading),
+            cause=cause,
+            cures=() if cause else None,
         )
 
     def cures(self) -> tuple[Cure, ...]:
@@ -87,17 +91,42 @@ def _largest(weights: tuple[ParameterReading, ...], bad: frozenset[str]) -> tupl
     return (Evidence(name=f"largest finite element of the gradient of {worst.name}", value=worst.grad_absmax or 0.0),)
 
 
-def _cause(reading: Reading) -> str:
-    """Blame the loss where it is finite, its graph has a slope that may be infinite, and the gradient starts as NaN."""
-    reached = [layer for layer in reading.layers if layer.grad_rms is not None]
-    if reading.loss is None or not isfinite(reading.loss) or not reached or reached[-1].grad_finite:
+def _cause(reading: Reading, record: Record) -> str:
+    """Blame the loss where the gradient starts as NaN; what a loss that has not grown leaves open; or the weights."""
+    broken = broken_by(reading, record)
+    if broken is not None:
+        return f"what made the gradient of step {broken} NaN or infinite: that step was done and broke the weights"
+    if reading.loss is not None and isfinite(reading.loss):
+        return _of_the_loss(reading) or _of_a_slope(reading, record)
+    if not came_out_of_nothing(reading, record):
         return ""
+    return (
+        f"{said_before(reading, record)}: the batch of step {reading.step} is at fault (NaN or infinity in its data or "
+        "target), or a logarithm, a root or a quotient that is not defined for it"
+    )
+
+
+def _of_the_loss(reading: Reading) -> str:
+    """Blame a finite loss whose graph has a slope that may be infinite, where the gradient starts as NaN."""
+    reached = [layer for layer in reading.layers if layer.grad_rms is not None]
     taken = risks(reading.ends)
-    if not taken:
+    if not reached or reached[-1].grad_finite or not taken:
         return ""
     return (
         f"the gradient is not finite where it comes out of the loss, which takes {' and '.join(taken)}: at zero their "
         "slope is infinite, and times zero that is NaN; add a small number inside of them"
+    )
+
+
+def _of_a_slope(reading: Reading, record: Record) -> str:
+    """Say of a loss that is finite and ordinary, and a gradient that is not, that only a slope can be at fault."""
+    if not came_out_of_nothing(reading, record):
+        return ""
+    taken = of_the_last_graph(reading, record)
+    there = f"; the loss takes {' and '.join(taken)}" if taken else ""
+    return (
+        f"{said_before(reading, record)}, and the loss is finite: the slope of an operation is not, such as of a root "
+        f"or a norm at zero, or of an arc cosine at 1{there}; keep its input away from there"
     )
 
 
