@@ -77,9 +77,9 @@ def test_two_large_steps_that_are_far_apart_do_not_add_up():
 @pytest.mark.parametrize(("end", "speaks"), [(0.3, False), (1.0, False), (2.0, True)])
 def test_a_run_that_keeps_what_it_had_learnt_has_come_to_no_harm_by_late_large_steps(end, speaks):
     def loss(step):
-        return noisy(2.0 if step < 20 else 0.3 if step < 100 else end, 0.001)(step)
+        return noisy(2.0 if step < 5 else 0.3 if step < 30 else end, 0.001)(step)
 
-    sign = judge("EG601", 200, loss, ratio=lambda step: 1.5 if step == 30 else 1e-3, ends=None)
+    sign = judge("EG601", 60, loss, ratio=lambda step: 1.5 if step == 30 else 1e-3, ends=None)
     assert sign.speaks == speaks
 
 

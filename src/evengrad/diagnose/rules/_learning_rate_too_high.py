@@ -37,9 +37,9 @@ class LearningRateTooHigh(AbstractRunRule):
     Sees:
         The norm of each step over the norm of the weights, the median of all weight matrices. The rule speaks when ten
         steps in a row add up to 1, or half of the sampled steps or more are of 0.3, and when the loss has shown the
-        harm: it is not finite at the end, or ends no lower than it was before, or no better than the best
-        constant prediction. After steps that are not the first ones it must also end no lower than the run began. Where
-        the learning rate had jumped tenfold just before, that is told as the cause.
+        harm: it is not finite at the end, or ends no lower than it was before, or no better than the best constant
+        prediction. After steps that are not the first ones it must end higher than before, and no lower than the run
+        began. Where the learning rate had jumped tenfold just before, that is told as the cause.
 
     Hurts:
         Steps as large as the weights replace what was learnt and what the initialisation had arranged. Rectifiers
@@ -70,10 +70,11 @@ class LearningRateTooHigh(AbstractRunRule):
         steps = [(one, ratio) for one in sampled(record) if (ratio := typical_ratio(one)) is not None]
         if not steps:
             return None
-        large = _large(steps)
-        if not large:
+        found = _large(steps)
+        if not found:
             return Sign(decades=_decades(max(ratio for _, ratio in steps)))
-        harm = _harm(record, large[0][0].step)
+        judged = [(large, _harm(record, large[0][0].step, late=late)) for large, late in found]
+        large, harm = next((one for one in judged if one[1]), judged[0])
         worst = max(ratio for _, ratio in large)
         if harm is None or not harm:
             return None if harm is None else Sign(decades=_decades(worst))
@@ -109,17 +110,28 @@ def _decades(ratio: float) -> float:
     return min(WIDEST_DECADES, max(0.0, log10(ratio / FORGETTING))) if ratio > 0.0 else 0.0
 
 
-def _large(steps: Sequence[tuple[Reading, float]]) -> list[tuple[Reading, float]]:
-    """List the steps that forget: from the first ten that replace the weights, or if half of all later ones do."""
+Steps = list[tuple[Reading, float]]
+
+
+def _large(steps: Steps) -> list[tuple[Steps, bool]]:
+    """List the steps that forget, and whether they were late: from the first ten that replace, and if half forget."""
+    found = []
+    replacing = _replacing(steps)
+    if replacing:
+        found.append((replacing, replacing[0][0].step - steps[0][0].step >= FEW_STEPS))
+    large = [(reading, ratio) for reading, ratio in steps if ratio >= FORGETTING]
+    later = [ratio for reading, ratio in steps if reading.step >= large[0][0].step] if large else []
+    if len(large) >= FEWEST_SAMPLES and 2 * len(large) >= len(later):
+        found.append((large, False))
+    return found
+
+
+def _replacing(steps: Steps) -> Steps:
     for at, (begin, _) in enumerate(steps):
         together = [ratio for reading, ratio in steps[at:] if reading.step - begin.step < FEW_STEPS]
         if sum(together) >= REPLACED:
             return [(reading, ratio) for reading, ratio in steps[at:] if ratio >= NOTABLE]
-    large = [(reading, ratio) for reading, ratio in steps if ratio >= FORGETTING]
-    if not large:
-        return []
-    later = [ratio for reading, ratio in steps if reading.step >= large[0][0].step]
-    return large if len(large) >= FEWEST_SAMPLES and 2 * len(large) >= len(later) else []
+    return []
 
 
 def _jump(record: Record, onset: int, worst: int) -> tuple[int, float, float] | None:
@@ -140,7 +152,7 @@ def _jumped(step: int, before: float, after: float) -> str:
     return f"the learning rate jumps at step {step}, from {figures(before)} to {figures(after)}: look at its schedule"
 
 
-def _harm(record: Record, onset: int) -> str | None:
+def _harm(record: Record, onset: int, *, late: bool) -> str | None:
     """Say what harm came of it; empty where none did, None where the loss does not tell."""
     losses = losses_of(record)
     if losses and not isfinite(losses[-1][1]):
@@ -152,7 +164,7 @@ def _harm(record: Record, onset: int) -> str | None:
     if trend is None:
         return None
     before = _level_before([loss for step, loss in losses if step <= onset and isfinite(loss)])
-    return _no_gain(trend, before, late=onset - record.readings[0].step >= FEW_STEPS)
+    return _no_gain(trend, before, late=late)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,13 +183,15 @@ def _level_before(losses: Sequence[float]) -> _Level | None:
 def _no_gain(trend: Trend, before: _Level | None, *, late: bool) -> str:
     """Compare the end with what was there before the large steps, within what noise can do, and with a constant.
 
-    A run that has learnt and stays where it is has come to no harm by a large step on the way: after late ones the end
-    must be no lower than the start too.
+    A run that stays where it was has come to no harm by large steps on its way: after late ones it must end higher than
+    before, and no lower than it began.
     """
     if trend.level is not None and trend.level.no_better:
         return f"the loss ends at {figures(trend.level.ratio)} times that of the best constant prediction"
-    if before is None or (late and trend.end < trend.start - SIGMAS * trend.start_noise):
+    if before is None:
         return ""
-    if trend.end >= before.middle - SIGMAS * trend.start_noise / before.count**0.5:
+    noise = SIGMAS * trend.start_noise
+    risen = trend.end >= max(before.middle + noise, trend.start - noise)
+    if risen if late else trend.end >= before.middle - noise / before.count**0.5:
         return f"the loss is {trend.end:.3g} at the end, after {before.middle:.3g} before"
     return ""
