@@ -77,15 +77,28 @@ def leftovers(*found):
         ((False, True), False),
         ((True,), False),
         ((True, True, False), False),
-        ((True, True, False, True), False),
+        ((True, True, False, True), True),
         ((True, False, True, True), True),
+        ((True, True, True, *[False] * 27), True),  # a tenth of thirty
+        ((True, True, True, *[False] * 28), False),
+        ((True, True, *[False] * 10), False),
+        ((*[False, False, True] * 20, False), True),
         ((False, False), False),
         ((None, None), None),
     ],
 )
-def test_zero_grad_is_forgotten_where_the_last_two_looks_show_it(found, speaks):
+def test_zero_grad_is_forgotten_where_the_last_two_looks_show_it_or_three_and_a_tenth_of_all(found, speaks):
     seen = BY_CODE["EG603"].judge(leftovers(*found))
     assert (seen if seen is None else seen.speaks) == speaks
+
+
+def test_where_the_gradient_is_zero_nobody_can_tell_whether_it_was_left_over():
+    looks = (*[True] * 3, *[False] * 40)
+    readings = tuple(
+        Reading(step=step, leftover=one, total_norm=0.0 if step > 9 else 1.0) for step, one in enumerate(looks)
+    )
+    assert BY_CODE["EG603"].judge(Record(readings=readings)).speaks
+    assert not BY_CODE["EG603"].judge(Record(readings=tuple(replace(one, total_norm=1.0) for one in readings))).speaks
 
 
 def test_a_forgotten_zero_grad_is_a_mistake_in_the_code():

@@ -7,6 +7,10 @@ from evengrad.nouns import Cure, Evidence, Record
 
 # Once may be meant, or be a restart; a loop that forgets does so at every step, so that the last looks show it as well.
 FEWEST_TIMES = 2
+# No loop steps twice on the same gradient on purpose. Three times and a tenth of all that was looked at is no restart:
+# it is a loop that forgets at times, such as one that clears once per pass.
+FEWEST_TIMES_ANYWHERE = 3
+FEWEST_FRAC = 0.1
 
 
 @final
@@ -15,7 +19,8 @@ class ForgottenZeroGrad(AbstractRunRule):
 
     Sees:
         Whether a backward has added to the gradient that the step before had used. The rule speaks when it was so at
-        two sampled steps or more, the last two that were looked at among them.
+        two sampled steps or more, the last two that were looked at among them; or at three or more anywhere in the
+        run, a tenth of those that were looked at. Steps whose gradient is zero are not counted: no one can tell there.
 
     Hurts:
         The gradient is the sum over all steps, mostly of gradients at weights that are long gone. It grows with the
@@ -26,7 +31,7 @@ class ForgottenZeroGrad(AbstractRunRule):
 
     False alarms:
         Gradients that are accumulated over several backwards before one step are not counted: what counts is that a
-        step has used them already. A single time is not told.
+        step has used them already. A single time is not told, nor two in the middle of a run.
 
     Source:
         The documentation of torch.optim.Optimizer.zero_grad; exact, no threshold.
@@ -39,12 +44,18 @@ class ForgottenZeroGrad(AbstractRunRule):
     tells: ClassVar[Tells] = "always"
 
     def judge(self, record: Record) -> Sign | None:
-        """Judge by all steps that were looked at, the last ones above all."""
-        looked = [(reading.step, reading.leftover) for reading in record.readings if reading.leftover is not None]
+        """Judge by all steps that were looked at."""
+        looked = [
+            (reading.step, reading.leftover)
+            for reading in record.readings
+            if reading.leftover is not None and reading.total_norm != 0.0
+        ]
         if not looked:
             return None
         times = [step for step, leftover in looked if leftover]
-        if len(times) < FEWEST_TIMES or not all(leftover for _, leftover in looked[-FEWEST_TIMES:]):
+        to_the_end = len(times) >= FEWEST_TIMES and all(leftover for _, leftover in looked[-FEWEST_TIMES:])
+        often = len(times) >= max(FEWEST_TIMES_ANYWHERE, FEWEST_FRAC * len(looked))
+        if not to_the_end and not often:
             return Sign(decades=0.0)
         return Sign(
             decades=1.0,
