@@ -1,5 +1,7 @@
 """Which calls of which modules a sampler reads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sampled_models import MODELS, Checkpointed, Passing, Tied, sampled_once, vectors
@@ -148,3 +150,125 @@ def test_no_more_than_2048_calls_are_kept():
     shared = [nn.Linear(2, 2, bias=False) for _ in range(40)]
     model = nn.Sequential(*(shared * 60))
     assert len(sampled_once(model, torch.sum, torch.ones(1, 2))) == 2048
+
+
+def evaluated():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh()).eval()
+
+
+def seen(sampler):
+    return sampler.readings(sampler.packed().tolist())
+
+
+def test_a_model_that_is_trained_in_evaluation_mode_is_read_as_in_training_mode_but_for_the_mode():
+    x = vectors()
+    wanted = sampled_once(evaluated().train(), torch.sum, x)
+    found = sampled_once(evaluated(), torch.sum, x)
+    assert [layer.name for layer in found] == ["0", "1", "2", "3"]
+    assert [replace(layer, training=True) for layer in found] == list(wanted)
+    assert not any(layer.training for layer in found)
+
+
+def test_of_forwards_in_evaluation_mode_the_last_before_the_first_gradient_is_read():
+    x, model = vectors(), evaluated()
+    wanted, sampler = sampled_once(model, torch.sum, x), Sampler(model)
+    sampler.arm()
+    for factor in range(2, 30):
+        model(factor * x)  # a validation that has forgotten no_grad
+    with torch.no_grad():
+        model(3 * x)
+    model(x).sum().backward()
+    model(5 * x).sum().backward()  # the next micro-batch
+    assert seen(sampler) == wanted
+    assert sum(group.used for group in sampler._calls.groups) == 5  # four layers, and what the first took
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_an_evaluation_with_gradients_is_not_mixed_into_a_training_in_training_mode(order):
+    x, model = vectors(), evaluated().train()
+    sampler = Sampler(model)
+    sampler.arm()
+    (model(x).sum() + model(2 * x).sum()).backward()
+    wanted, sampler = seen(sampler), Sampler(model)
+    sampler.arm()
+    if order == "before":
+        model.eval()(7 * x)
+    outputs = model.train()(x), model(2 * x)
+    if order == "after":
+        model.eval()(7 * x)
+    (outputs[0].sum() + outputs[1].sum()).backward()
+    model.train()
+    assert seen(sampler) == wanted
+    assert [layer.name for layer in wanted[::4]] == ["0", "0#2"]
+
+
+class Twice(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x) + self.part(2 * x)
+
+
+def test_a_model_that_is_called_twice_in_evaluation_mode_by_another_module_is_read_twice():
+    names = [layer.name for layer in sampled_once(Twice(evaluated()).eval(), torch.sum, vectors())]
+    assert [name for name in names if name.startswith("part.0")] == ["part.0", "part.0#2"]
+
+
+def test_of_parts_in_evaluation_mode_those_calls_are_read_at_which_a_gradient_arrives():
+    x, model = vectors(), evaluated()
+    sampler = Sampler(model)
+    sampler.arm()
+    model[3](model[2](7 * x))
+    model[3](model[2](x)).sum().backward()
+    found = seen(sampler)
+    rms = float(model[3](model[2](x)).detach().square().mean().sqrt())
+    assert [layer.name for layer in found] == ["2", "3"]
+    assert found[1].activation_rms == pytest.approx(rms, rel=1e-5)
+
+
+def test_an_evaluation_that_no_gradient_comes_from_is_not_read():
+    sampler = Sampler(model := evaluated())
+    sampler.arm()
+    model(vectors())
+    assert seen(sampler) == ()
+
+
+def test_a_layer_that_a_cut_hides_from_the_gradient_is_read_in_evaluation_mode_too():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.two(self.one(x).detach())
+
+    found = sampled_once(Cut().eval(), torch.sum, vectors())
+    assert [(layer.name, layer.grad_rms is None) for layer in found] == [("one", True), ("two", False)]
+
+
+@pytest.mark.parametrize("kind", ["checkpointed as a whole", "checkpointed", "reentrant"])
+def test_checkpoints_are_read_in_evaluation_mode_too(kind):
+    torch.manual_seed(0)
+    model = MODELS[kind][0]().eval()
+    x, sampler = vectors().requires_grad_(), Sampler(model)
+    sampler.arm()
+    with torch.no_grad():
+        model(7 * x)
+    model(x).sum().backward()
+    parts = [f"parts.{part}.{place}" for part in range(2) for place in range(3)]
+    assert [layer.name for layer in seen(sampler)] == ["first", *parts, "last"]
+    assert all(layer.grad_rms for layer in seen(sampler))
+
+
+def test_an_interrupted_forward_does_not_hide_that_the_next_one_begins():
+    x, model = vectors(), evaluated()
+    wanted, sampler = sampled_once(model, torch.sum, x), Sampler(model)
+    sampler.arm()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(torch.ones(2, 5))
+    model(7 * x)
+    model(x).sum().backward()
+    assert seen(sampler) == wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import attrgetter
+from threading import get_ident
 from typing import Any, NamedTuple, final
 
 import torch
@@ -37,6 +38,11 @@ class Last(NamedTuple):
 class Calls:
     """Takes samples of the calls of one round: of modules, and of what they call as functions.
 
+    The forward is that of the training, whatever mode the model is in: in training mode all calls until the first
+    gradient, and they oust those in evaluation mode, before and after; where there are none the last forward in
+    evaluation mode, and only if a gradient arrives. So neither an evaluation that has forgotten `no_grad` nor an attack
+    that looks for its gradient in evaluation mode is taken for a training in training mode.
+
     Args:
         model: The model that is trained.
         first_gradient: Called once in a round, when the first gradient arrives.
@@ -51,6 +57,7 @@ class Calls:
         self._functions: dict[tuple[str, str], Layer] = {}
         self._tracker = ModuleTracker()  # its `is_bw` is torch's public way to ask whether a backward is running
         self._last: Last | None = None
+        self._depth = self._thread = 0  # how often the model is in its own forward, and in which thread
         self.round = Round(first_gradient)
         self.first_input: Call | None = None
 
@@ -77,14 +84,40 @@ class Calls:
     @property
     def in_order(self) -> list[Call]:
         """The calls, in the order of the forward pass."""
-        return sorted(chain.from_iterable(layer.calls for layer in self.round.layers), key=attrgetter("position"))
+        round_, calls = self.round, chain.from_iterable(layer.calls for layer in self.round.layers)
+        in_order = sorted(calls, key=attrgetter("position"))
+        if round_.training is False and not (round_.whole and round_.forward_over):  # perhaps an evaluation
+            return [call for call in in_order if call.arrived]
+        return in_order
 
     def counts(self) -> bool:
         """Tell whether a call that begins now counts; where it does, this thread is the one that is looked at."""
-        round_ = self.round
-        if not round_.open or round_.forward_over or not self._model.training or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or self._tracker.is_bw or not self._admits():
             return False
-        return not self._tracker.is_bw and not round_.is_elsewhere()
+        return not self.round.forward_over and not self.round.is_elsewhere()
+
+    def enter_model(self, module: nn.Module, args: object) -> None:
+        """Forward pre-hook of the model: forget the forward before where it was in evaluation mode."""
+        if self._tracker.is_bw:
+            return
+        if self._depth:
+            self._depth += self._thread == get_ident()
+            return
+        self._depth, self._thread = 1, get_ident()
+        if not self.round.open or self._model.training or not torch.is_grad_enabled():
+            return
+        if self.round.training is False and not self.round.forward_over:
+            self.begin()
+        self.round.whole = self.round.whole or not self.round.forward_over
+
+    def leave_model(self, module: nn.Module, args: object, result: object) -> None:
+        """Forward hook of the model, called always."""
+        if self._depth and self._thread == get_ident() and not self._tracker.is_bw:
+            self._depth -= 1
+
+    def leave_all(self) -> None:
+        """Be outside of the model, also where a forward was interrupted."""
+        self._depth = 0
 
     def stand_in(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Forward pre-hook of a recurrent module: let a gradient arrive at its input, and change nothing else."""
@@ -164,13 +197,15 @@ class Calls:
 
     def _position(self, layer: Layer) -> int | None:
         """Place a call in the order of the forward pass; None where it does not count."""
-        round_, again = self.round, self._tracker.is_bw
+        again, with_graph = self._tracker.is_bw, torch.is_grad_enabled()
+        counts = self._admits() if with_graph and not again else self._is_of_this_mode()
+        round_ = self.round
         round_.fired = True
-        if (round_.forward_over and not again) or not self._model.training:
+        if not counts or (round_.forward_over and not again):
             return None
         if layer.round is not round_:
             layer.enter(round_)
-        if not torch.is_grad_enabled():
+        if not with_graph:
             if not again:
                 layer.wait(round_.next_position())
             return None
@@ -182,6 +217,22 @@ class Calls:
         if layer.direct or not layer.waiting:
             return None
         return layer.waiting.pop()  # the latest: earlier ones may be of an evaluation
+
+    def _admits(self) -> bool:
+        """Tell whether the mode of the model lets a call count; one in training mode ousts those in evaluation mode."""
+        if not self.round.open:
+            return False
+        training = self._model.training
+        if self.round.training is None:
+            self.round.training = training
+        elif training and not self.round.training:
+            self.begin()
+            self.round.training = True
+        return training or not self.round.training
+
+    def _is_of_this_mode(self) -> bool:
+        """Tell whether the model is in the mode of the calls that count."""
+        return self.round.training is None or self.round.training == self._model.training
 
     def _renamed(self, layer: Layer, output: Tensor) -> Call | None:
         """Give a non-linearity the sample that was taken when it called its function, a moment ago."""

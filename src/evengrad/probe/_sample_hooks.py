@@ -26,6 +26,7 @@ class Round:
 
     __slots__ = (
         "_first_gradient", "_owner", "channels_first", "fired", "forward_over", "layers", "open", "position", "taken",
+        "training", "whole",
     )  # fmt: skip
 
     def __init__(self, first_gradient: Callable[[], None]) -> None:
@@ -36,6 +37,8 @@ class Round:
         self.taken = 0
         self.position = 0
         self.channels_first = False  # whether the last layer with weights was a convolution
+        self.training: bool | None = None  # the mode of the model in it; None before the first call that counts
+        self.whole = False  # whether the model was called, and not parts of it only
         self._first_gradient = [first_gradient]
         self._owner: dict[str, Thread] = {}
 
@@ -73,7 +76,7 @@ class Call:
     """
 
     __slots__ = (
-        "_arrived", "_number", "_shape", "about", "alive", "more", "observations", "position", "round", "row",
+        "_number", "_shape", "about", "alive", "arrived", "more", "observations", "position", "round", "row",
         "training",
     )  # fmt: skip
 
@@ -84,7 +87,7 @@ class Call:
         self._shape = output.shape
         self._number = output.output_nr
         self.position = position
-        self._arrived = False
+        self.arrived = False
         self.training = True
         self.alive: Tensor | None = None  # of a rectifier: not zero for the units that were not zero everywhere
         self.observations = 0
@@ -99,7 +102,7 @@ class Call:
         value = None if gradient is None else plain(gradient)
         if value is not None:
             row.gradient.take(value)
-            self._arrived = True
+            self.arrived = True
             self.round.see_gradient()
 
     def seen(self, starts: Mapping[Group, int], places: Mapping[str, slice], observations: int | None = None) -> Seen:
@@ -111,7 +114,7 @@ class Call:
             about=self.about,
             shape=self._shape,
             elements=count,
-            grad_elements=row.gradient.count if self._arrived else None,
+            grad_elements=row.gradient.count if self.arrived else None,
             padding=group.width - count,
             padding_saturates=group.padding_saturates,
             start=starts[group] + len(FIELDS) * row.number,

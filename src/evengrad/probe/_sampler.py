@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from evengrad.nouns import LayerReading
@@ -33,8 +34,9 @@ class Sampler:
     Not of the sample but of everything there is: `dead_frac` and `observations` of rectifiers (ReLU and ReLU6, modules
     and functions), where a unit is dead that was zero for every sample of the last ten sampled steps, this one
     included, and `observations` counts all of them; the window begins anew when other rectifiers are called than
-    before, or with other numbers of units. `observations` of a batch norm are those of this step. And `time_grad_rms` of recurrent modules; their input is stood in for by one
-    that requires a gradient where it has none (not inside of a checkpoint, which compares what it computes again).
+    before, or with other numbers of units. `observations` of a batch norm are those of this step. And `time_grad_rms`
+    of recurrent modules; their input is stood in for by one that requires a gradient where it has none (not inside of a
+    checkpoint, which compares what it computes again).
     `logit_absmax` and the gates are of few queries, and of few time steps and samples; of a cell in a loop the gates of
     every eighth call are computed. `tracked` is the count after the step's forward.
 
@@ -42,12 +44,14 @@ class Sampler:
     `weight_norm` and `weight_grad_norm` None. `output_finite` and `grad_finite` are of the sample; `input_finite` tells
     whether the samples of all earlier outputs, and of what the first module took, are finite.
 
-    One forward and its backward are seen: calls while the model is in training mode (single modules of it may be in
-    evaluation mode) and gradients are enabled, until the first gradient arrives. So an evaluation in between and the
-    later micro-batches of an accumulation do not count; of replicas in several threads one does. What a checkpoint
-    computes again does not count twice; a reentrant one, which forwards without gradients, is read when it computes
-    again, without the functions and dead units in it. A gradient that arrives more than once counts as it arrived last.
-    Of a module that is called more than 64 times the last 64 calls are read.
+    One forward and its backward are seen: calls while gradients are enabled, until the first gradient arrives. Where
+    there are several forwards in training mode before it all count, and none in evaluation mode (of the model; single
+    modules of it may be in either). Where the model is in evaluation mode only, the last forward counts, if a gradient
+    arrives; where its parts are called and never the model, the calls at which one does. So an evaluation in between,
+    with `no_grad` or without, and the later micro-batches of an accumulation do not count; of replicas in several
+    threads one does. What a checkpoint computes again does not count twice; a reentrant one, which forwards without
+    gradients, is read when it computes again, without the functions and dead units in it. A gradient that arrives more
+    than once counts as it arrived last. Of a module that is called more than 64 times the last 64 calls are read.
 
     Non-linearities and attention that are called as functions are seen by a torch-function mode, which is on in the
     forward of the outermost module that may call some, in a step that is sampled.
@@ -91,6 +95,7 @@ class Sampler:
     """
 
     def __init__(self, model: nn.Module, *, eagerly: bool = True) -> None:
+        self._model = model
         self._calls = Calls(model, self._first_gradient)
         inner = parametrizations_of(model)
         see = partial(outside, self._calls.see_module)
@@ -103,6 +108,11 @@ class Sampler:
         ]
         self._fused = [module for module in named if isinstance(module, FUSED)]
         calls = self._calls
+        self._whole = (
+            ()
+            if isinstance(model, torch.jit.ScriptModule)
+            else (Hook(model, calls.enter_model, before=True), Hook(model, calls.leave_model, always=True))
+        )
         self._functions = Functions(model, calls.counts, calls.see_function, calls.forget_last)
         self._eagerly = Eagerly(model, calls.counts) if eagerly else None
         self._window = Window()
@@ -123,6 +133,7 @@ class Sampler:
     def arm(self) -> None:
         """Attach the hooks and forget what was seen; where they are on already, forget only."""
         self._functions.end()
+        self._calls.leave_all()
         self._calls.begin()
         left_alone = self._left_alone()
         for layer in self._layers:
@@ -132,6 +143,8 @@ class Sampler:
             hook.attach()
         if not left_alone:
             self._functions.attach()
+        for hook in self._whole if self._model not in left_alone else ():
+            hook.attach()
         if self._eagerly is not None:
             self._eagerly.start()
         self._armed = True
@@ -140,6 +153,8 @@ class Sampler:
         """Take every hook off again; what was seen can still be packed."""
         if self._eagerly is not None:
             self._eagerly.stop()
+        for hook in self._whole:
+            hook.detach()
         self._functions.detach()
         for hook in self._time_hooks:
             hook.detach()
