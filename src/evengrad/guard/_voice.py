@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
 from evengrad.guard._skips import LOGGER
-from evengrad.nouns import Finding, Record, printable, shortened
+from evengrad.nouns import Record, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from evengrad.diagnose import Told
 
 FIRST_STEPS = (8, 32, 100, 300)  # after so many steps the rules judge for the first times
 FIRST_STEPS_OF_MANY = (8, 300)  # where there are so many layers that judging takes as long as several steps
 MANY = 10_000  # numbers of a sampled step: some 400 layers
 LATER_STEPS = 1000  # and then after every so many: as many as the window holds
 FEWEST_STEPS = 200  # between the burst after which they judge too and the time before
-NAMED = 4  # places in a message
 
 
 @final
@@ -36,7 +34,7 @@ class Voice:
 
     def __init__(self, *, tell: bool) -> None:
         self._tells = tell
-        self._told: dict[str, str] = {}
+        self._told: Told | None = None
         self._seen = self._judged = self._size = 0
         self._failed = False
 
@@ -60,7 +58,7 @@ class Voice:
 
     def judge(self, record: Callable[[], Record]) -> None:
         """Let the rules judge, and tell what is new; a rule that fails ends the messages and not the run."""
-        from evengrad.diagnose import findings_of
+        from evengrad.diagnose import Told, findings_of, in_one_line
 
         try:
             found = findings_of(record())
@@ -68,19 +66,6 @@ class Voice:
             self._failed = True
             LOGGER.warning("no more messages of the rules: %s: %s", type(err).__name__, printable(str(err)))
             return
-        self._tell(found)
-
-    def _tell(self, found: Sequence[Finding]) -> None:
-        for finding in found:
-            if self._told.get(finding.code) != finding.severity:
-                self._told[finding.code] = finding.severity
-                LOGGER.log(logging.WARNING, "%s", in_one_line(finding))
-
-
-def in_one_line(finding: Finding) -> str:
-    """Write a finding as one line without anything that could steer a terminal."""
-    where = shortened(finding.where, NAMED)
-    text = f"{finding.code} {finding.symptom} ({finding.severity}), {where}, step {finding.when[1]}: {finding.message}"
-    if finding.follows:
-        text += f" (follows from {', '.join(finding.follows)})"
-    return printable(" ".join(f"{text} - evengrad explain {finding.code}".split()))
+        self._told = self._told or Told()
+        for finding in self._told.news(found):
+            LOGGER.warning("%s", in_one_line(finding))
