@@ -6,6 +6,7 @@ import random
 import pytest
 
 from evengrad.diagnose import rules
+from evengrad.diagnose._trend import trend_of
 from evengrad.diagnose._wording import figures
 from evengrad.nouns import Ends, ParameterReading, Reading, Record, Setup, TensorReading
 
@@ -113,3 +114,84 @@ def test_a_run_that_gives_back_what_it_had_learnt_is_dated_by_its_rise_and_not_b
     sign = judge("EG803", 300, loss)
     assert sign.speaks
     assert sign.when == (150, 299)
+
+
+# --- EG602: runs that are over and have gone nowhere, and schedules that have died ---
+
+
+def test_a_rate_that_was_held_for_a_step_is_no_measure_for_the_others():
+    def full_steps(count):
+        return trend_of(run(300, noisy(1.0), lr=lambda step: 50.0 if 50 <= step < 50 + count else 0.05)).full_steps
+
+    assert full_steps(6) == pytest.approx(300.0)
+    assert full_steps(7) == pytest.approx(7 + 293 / 1000)  # more than 2 % of the run
+
+
+@pytest.mark.parametrize(
+    ("schedule", "died"),
+    [
+        (lambda step: 0.1 ** (step // 10), 40),
+        (lambda _: 0.0, 0),
+        (lambda step: 1.0 if step < 149 else 0.0, 149),
+        (lambda step: 1.0 if step < 151 else 0.0, None),
+        (lambda step: 1.0 if step < 10 or step == 299 else 0.0, None),
+        (lambda step: 0.5 + 0.5 * math.cos(math.pi * step / 299), None),
+        (lambda step: 1.0 - step / 300, None),
+        (lambda step: 0.1 ** (step // 75), None),
+        (lambda step: 1e-9 * (step + 1), None),
+        (lambda step: min(step / 90, (300 - step) / 210) ** 2 + 1e-6, None),
+    ],
+)
+def test_a_schedule_has_died_where_more_than_half_of_the_run_is_below_a_thousandth(schedule, died):
+    assert trend_of(run(300, noisy(1.0), lr=schedule)).rate_died == died
+
+
+@pytest.mark.parametrize(("until", "speaks"), [(61, True), (63, False)])
+def test_a_schedule_that_has_died_in_the_first_fifth_is_told_if_nothing_was_learnt(until, speaks):
+    dead = {"lr": lambda step: 0.1 if step < until - 1 else 0.0}
+    sign = judge("EG602", 300, noisy(math.log(2)), **dead)
+    assert sign.speaks == speaks
+    assert not speaks or (sign.when[0] == until - 1 and "below a thousandth" in sign.message)
+    assert not judge("EG602", 300, lambda step: noisy(math.log(2))(step) * (1 - 0.001 * min(step, 200)), **dead).speaks
+    assert not judge("EG602", 300, noisy(math.log(2)), **dead, source="guard").speaks
+    assert not judge("EG602", 300, noisy(math.log(2)), **dead, complete=False).speaks
+
+
+def test_a_rate_of_zero_is_told_though_no_step_was_seen_to_move_anything():
+    sign = judge("EG602", 300, noisy(math.log(2)), ratio=lambda _: 0.0, lr=lambda _: 0.0)
+    assert sign.speaks
+    assert "the learning rate is 0 in the last 300 of 300 steps" in sign.message
+
+
+def zigzag(size):
+    """Steps of this ratio that are far from a straight line."""
+    return {"ratio": lambda _: size, "weight": {"moved_ratio": 3 * size}}
+
+
+@pytest.mark.parametrize(("size", "speaks"), [(3.3e-5, True), (3.4e-5, False)])
+def test_all_steps_of_a_run_together_must_be_a_hundredth_of_the_weights(size, speaks):
+    assert judge("EG602", 300, noisy(math.log(2)), **zigzag(size)).speaks == speaks
+
+
+def test_a_warm_up_that_has_not_ended_with_the_run_is_told():
+    warm = {**zigzag(1e-6), "lr": lambda step: 1e-9 * (step + 1)}
+    assert "still rising" in judge("EG602", 300, noisy(math.log(2)), **warm).message
+    assert not judge("EG602", 300, noisy(math.log(2)), **warm, source="guard").speaks
+    assert not judge("EG602", 300, noisy(math.log(2)), **(warm | zigzag(1e-3))).speaks
+
+
+@pytest.mark.parametrize(("rms", "speaks"), [(1 / (3 * 64) ** 0.5, True), (0.1, False)])
+def test_without_a_constant_weights_as_drawn_tell_that_there_is_something_to_gain(rms, speaks):
+    tiny = {**zigzag(1e-6), "ends": None}
+    tiny["weight"] = tiny["weight"] | {"numel": 4096, "fan_in": 64, "weight_rms": rms}
+    sign = judge("EG602", 300, noisy(1e-8, 1e-10), **tiny)
+    assert sign.speaks == speaks
+
+
+def test_steps_that_half_precision_rounds_away_are_left_to_the_rule_about_them():
+    tiny = zigzag(1e-6)
+    tiny["weight"] = tiny["weight"] | {"dtype": "bfloat16", "still_frac": 0.95}
+    assert not judge("EG602", 300, noisy(math.log(2)), **tiny).speaks
+    assert judge("EG607", 300, noisy(math.log(2)), **tiny).speaks
+    tiny["weight"] = tiny["weight"] | {"still_frac": 0.85}
+    assert judge("EG602", 300, noisy(math.log(2)), **tiny).speaks

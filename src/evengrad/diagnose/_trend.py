@@ -15,6 +15,13 @@ FEWEST_LOSSES = 10
 # Windows never hold more than this: what a longer one would add to the precision of a median is below 3 %.
 WIDEST_WINDOW = 1000
 MOST_RATES = 4096  # a schedule has no more to it
+# A rate that was held for less than this share of the run is a slip, and no measure for the others.
+HELD_FRAC = 0.02
+SLIP = 2.0  # the top of a curve is not so far above its sides
+# Steps of a thousandth of the largest ones: a hundred thousand of them go as far as a hundred of those. Schedules that
+# come down so far, cosines and polynomials, do so within their last tenth; stairs of ten need three of them.
+DEAD_FRAC = 1e-3
+DEAD_SHARE = 0.5
 # A median of n normal numbers scatters by sqrt(pi / 2) of what their mean does; a normal number's median absolute
 # deviation is its standard deviation over 1.4826, and the difference of two has sqrt(2) of it.
 OF_A_MEDIAN = 1.2533
@@ -49,9 +56,11 @@ class Trend:
         finite: Whether every loss that was told is finite.
         first_bad_step: Step of the first one that is not.
         last_finite: Whether the last loss that was told is.
-        full_steps: How many steps at the largest learning rate all steps together amount to; the number of steps where
-            no rate is known.
+        full_steps: How many steps at the largest learning rate (that was held for a fiftieth of the run) all steps
+            together amount to; the number of steps where no rate is known.
         warming_up: Whether the learning rate is still rising at the end.
+        rate_died: Step from which on the learning rate is below a thousandth of its largest, if that is for more than
+            half of the run; the first step if it was 0 all the time.
         level: The loss relative to that of the best constant prediction, in the second half of the run; None where
             nothing is known of it. See `against_constant`.
     """
@@ -74,6 +83,7 @@ class Trend:
     last_finite: bool
     full_steps: float
     warming_up: bool
+    rate_died: int | None
     level: Level | None
 
     @property
@@ -145,7 +155,8 @@ def trend_of(record: Record) -> Trend | None:
     late_fall, late_sigmas = _compared(third[: len(third) // 2], third[len(third) // 2 :])
     falls = (_compared(head, tail)[1], _compared(first, last)[1])
     bad = next((step for step, loss in told if not isfinite(loss)), None)
-    full_steps, warming_up = _rates(record)
+    rates = _rates_of(record)
+    full_steps, warming_up = _full_steps(rates, record.readings[-1].step - record.readings[0].step + 1)
     return Trend(
         count=len(losses),
         first_step=finite[0][0],
@@ -165,6 +176,7 @@ def trend_of(record: Record) -> Trend | None:
         last_finite=isfinite(told[-1][1]),
         full_steps=full_steps,
         warming_up=warming_up,
+        rate_died=_died_at(rates),
         level=against_constant(record),
     )
 
@@ -231,13 +243,27 @@ def _period_two(losses: Sequence[float]) -> float:
     return 2.0 * sum(one * two for one, two in zip(steps, steps[2:], strict=False)) / power if power > 0.0 else 0.0
 
 
-def _rates(record: Record) -> tuple[float, bool]:
+def _rates_of(record: Record) -> list[tuple[int, float]]:
+    """List step and learning rate, the largest of all groups, where it is known."""
+    seen = record.readings[:: len(record.readings) // MOST_RATES + 1]
+    known = [(reading.step, max(reading.lrs)) for reading in seen if reading.lrs]
+    return [(step, rate) for step, rate in known if isfinite(rate)]
+
+
+def _full_steps(rates: Sequence[tuple[int, float]], steps: int) -> tuple[float, bool]:
     """Sum the learning rates in units of the largest one, and tell whether the rate is still rising at the end."""
-    known = [max(reading.lrs) for reading in record.readings[:: len(record.readings) // MOST_RATES + 1] if reading.lrs]
-    rates = [rate for rate in known if isfinite(rate)]
-    steps = record.readings[-1].step - record.readings[0].step + 1
-    peak = max(rates, default=0.0)
+    known = [rate for _, rate in rates]
+    ordered = sorted(known, reverse=True) or [0.0]
+    held = ordered[int(HELD_FRAC * len(known))]
+    peak = ordered[0] if ordered[0] <= SLIP * held else held
     if peak <= 0.0:
         return float(steps), False
-    before = rates[-1 - len(rates) // 10]
-    return steps * fmean(rate / peak for rate in rates), rates[-1] >= peak and before < (1.0 - 1e-6) * peak
+    before = known[-1 - len(known) // 10]
+    return steps * fmean(min(rate / peak, 1.0) for rate in known), known[-1] >= peak and before < (1.0 - 1e-6) * peak
+
+
+def _died_at(rates: Sequence[tuple[int, float]]) -> int | None:
+    """Find the step from which on the rate is next to nothing to the end, for more than half of the run."""
+    peak = max((rate for _, rate in rates), default=1.0)
+    dead = list(itertools.takewhile(lambda one: one[1] < DEAD_FRAC * peak or one[1] == 0.0, reversed(rates)))
+    return dead[-1][0] if len(dead) > DEAD_SHARE * len(rates) else None

@@ -6,8 +6,10 @@ from statistics import median
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
+from evengrad.diagnose._initial import looks_untrained
 from evengrad.diagnose._level import has_ended
 from evengrad.diagnose._movement import (
+    HALVES,
     Way,
     intended_ratio,
     is_of_adams_kind,
@@ -18,6 +20,7 @@ from evengrad.diagnose._movement import (
     way_of,
 )
 from evengrad.diagnose._trend import Trend, trend_of
+from evengrad.diagnose._wording import figures
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # Shorter runs are straight for a lack of time: a useful learning rate takes tens of steps to bend its way. A momentum m
@@ -39,6 +42,8 @@ FELT = 0.1
 # take fifty times as long as it has to come down at all.
 MOST_FALLEN = 0.2
 MOST_FALLEN_SO_FAR = 0.02
+# As EG607 asks.
+STILL = 0.9
 # Decay by itself moves weights in a straight line: towards zero.
 DECAYED = 0.9
 # The loss at the end against the best constant prediction: below half of it the run had learnt before, or learns.
@@ -47,6 +52,11 @@ LEARNT = 0.5
 # straight fall over the whole run. Less than half of that is a loss that has flattened.
 LATE_SHARE = 1 / 6
 FLATTENED = 0.5
+# All steps of a whole run together: a change of a hundredth of the weights changes what a layer gives by a hundredth.
+# From weights as drawn that leads nowhere; a wide network that needs no more shows it by a loss that falls.
+NOWHERE = 0.01
+# A schedule that has died by then was meant for another number of steps.
+EARLY = 0.2
 
 
 @final
@@ -58,7 +68,10 @@ class LearningRateTooLow(AbstractRunRule):
         straight line. The rule speaks when over 50 steps or more (200 with a momentum of 0.9) the way is straight to a
         tenth, and the loss has come down by less than a fifth (a fiftieth while the run goes on) and is still coming
         down along a straight line, or is no better than a constant prediction. It also speaks when the steps are so
-        small that float32 rounds them away.
+        small that float32 rounds them away. Of a run that is over and whose loss has not fallen, it speaks whatever
+        the direction where all steps together are at most a hundredth of the weights, and where the learning rate is
+        below a thousandth of its largest from the first fifth on, or 0 all the time: when the loss is no better than a
+        constant prediction or, where that is not known, the weights were as drawn at the start.
 
     Hurts:
         If the direction is the same after the whole run, one step of the length of all of them would have done the
@@ -69,10 +82,11 @@ class LearningRateTooLow(AbstractRunRule):
 
     False alarms:
         Where the learning rate is anywhere near useful, the noise of the batches makes the way zigzag and the gradient
-        changes along it. A good fit that is tuned in tiny steps may go straight as well; it is not told, since its
-        loss does not come down steadily or is below half of that of a constant prediction. A warm-up that is still
-        rising, short runs and weights that only decay are not told. Where it is not known what a constant would lose,
-        the loss must have come down by no more than a fiftieth.
+        changes along it. A good fit that is tuned in tiny steps may go straight as well; it is not told, since its loss
+        does not come down steadily or is below half of that of a constant prediction. Tuning of trained weights in tiny
+        steps, from a loss that has nothing to gain, is not told where that is not known. While a run goes on, a warm-up
+        that is still rising, short runs and weights that only decay are not told. Where it is not known what a constant
+        would lose, the loss must have come down by no more than a fiftieth.
 
     Source:
         Geometry: a straight way at a steady fall is one on which the gradient has not changed. Smith 2017, Cyclical
@@ -92,13 +106,14 @@ class LearningRateTooLow(AbstractRunRule):
         if len(readings) < 3 or record.readings[-1].step - readings[0].step < fewest - 1:
             return None
         trend = trend_of(record)
+        wasted = None if trend is None else _wasted(trend, record, readings)
         if trend is not None and (trend.warming_up or trend.full_steps < fewest or not trend.last_finite):
-            return Sign(decades=0.0)
+            return wasted or Sign(decades=0.0)
         if is_lost_in_rounding(record, readings) and _counts(trend, record):
             return _rounded(readings)
         way = way_of(readings)
-        if way is None or trend is None:
-            return None
+        if wasted is not None or way is None or trend is None:
+            return wasted
         straight = _is_straight(way, readings) and not _decays(readings, record)
         known = has_ended(trend, record) and trend.level is not None
         if not straight or not _hardly_moves(trend, MOST_FALLEN if known else MOST_FALLEN_SO_FAR):
@@ -111,6 +126,30 @@ class LearningRateTooLow(AbstractRunRule):
             Cure(treatment="ScaleLearningRate", settings=(("factor", 10.0),)),
             Cure(treatment="ScaleLearningRate", settings=(("factor", 100.0),)),
         )
+
+
+def _wasted(trend: Trend, record: Record, readings: Sequence[Reading]) -> Sign | None:
+    """Tell of a run that is over: a schedule that died early, or steps that together are next to nothing."""
+    if not record.complete or record.source == "guard" or not trend.last_finite or trend.fell or trend.rose:
+        return None
+    level = trend.level
+    if not (level.no_better if level is not None else trend.from_start and looks_untrained(readings[0].weights)):
+        return None
+    if trend.rate_died is not None and trend.rate_died - trend.first_step <= EARLY * trend.steps:
+        return _died(trend, record, readings)
+    way = way_of(readings)
+    if way is None or way.length > NOWHERE or _stand_still(readings):
+        return None
+    return _nowhere(way, trend, readings)
+
+
+def _stand_still(readings: Sequence[Reading]) -> bool:
+    """Tell whether the weights are in half precision and round the steps away: that is EG607."""
+    known = [
+        one.still_frac for reading in readings for one in reading.weights if one.dtype in HALVES and one.fan_in > 0
+    ]
+    still = [frac for frac in known if frac is not None]
+    return bool(still) and median(still) >= STILL
 
 
 def is_lost_in_rounding(record: Record, readings: Sequence[Reading]) -> bool:
@@ -174,6 +213,47 @@ def _rounded(readings: Sequence[Reading]) -> Sign:
         evidence=(
             Evidence(name="largest learning rate", value=rate),
             Evidence(name="largest step over weights, median of the weight matrices", value=ratio),
+        ),
+        when=(readings[0].step, readings[-1].step),
+    )
+
+
+def _died(trend: Trend, record: Record, readings: Sequence[Reading]) -> Sign:
+    rates = [max(one.lrs) for one in record.readings if one.lrs]
+    peak, at = max(rates), trend.rate_died or trend.first_step
+    how = "is 0" if peak == 0.0 else f"is below a thousandth of its largest, {figures(peak)},"
+    left = trend.last_step - at + 1
+    return Sign(
+        decades=log10(max(left, 1)),
+        speaks=True,
+        where=("optimizer",),
+        message=(
+            f"the learning rate {how} in the last {left} of {trend.steps} steps, and the loss went from "
+            f"{trend.start:.4g} to {trend.end:.4g}"
+        ),
+        evidence=(
+            Evidence(name="largest learning rate", value=peak),
+            Evidence(name="learning rate at the end", value=rates[-1]),
+        ),
+        when=(at, readings[-1].step),
+        cause="a schedule that is stepped too often, or was meant for fewer steps" if peak > 0.0 else "",
+    )
+
+
+def _nowhere(way: Way, trend: Trend, readings: Sequence[Reading]) -> Sign:
+    rising = " the learning rate was still rising when the run ended:" if trend.warming_up else ""
+    return Sign(
+        decades=log10(max(way.steps, 1)),
+        speaks=True,
+        where=("optimizer",),
+        message=(
+            f"all {way.steps} steps together are {figures(way.length)} of the size of the weights, and the loss went "
+            f"from {trend.start:.4g} to {trend.end:.4g}:{rising} nothing can be learnt by so little"
+        ),
+        evidence=(
+            Evidence(name="length of the way over size of the weights", value=way.length),
+            Evidence(name="distance over length of the way", value=way.straightness),
+            Evidence(name="learning rate", value=max(readings[-1].lrs, default=float("nan"))),
         ),
         when=(readings[0].step, readings[-1].step),
     )
