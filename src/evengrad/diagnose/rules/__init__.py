@@ -39,7 +39,9 @@ from evengrad.diagnose.rules._output_range_too_narrow import OutputRangeTooNarro
 from evengrad.diagnose.rules._plateau import Plateau
 from evengrad.diagnose.rules._saturated_units import SaturatedUnits
 from evengrad.diagnose.rules._signal_cut import SignalCut
+from evengrad.diagnose.rules._softmax_over_batch import SoftmaxOverBatch
 from evengrad.diagnose.rules._softmax_twice import SoftmaxTwice
+from evengrad.diagnose.rules._target_broadcast import TargetBroadcast
 from evengrad.diagnose.rules._target_not_normalised import TargetNotNormalised
 from evengrad.diagnose.rules._vanishing_through_time import VanishingThroughTime
 from evengrad.diagnose.rules._vanishing_with_depth import VanishingWithDepth
@@ -77,6 +79,8 @@ ALL: tuple[AbstractRule | AbstractRunRule, ...] = (
     OutputCannotReachTarget(),
     WrongCustomBackward(),
     OutputRangeTooNarrow(),
+    SoftmaxOverBatch(),
+    TargetBroadcast(),
     LearningRateTooHigh(),
     LearningRateTooLow(),
     ForgottenZeroGrad(),
@@ -135,7 +139,9 @@ __all__ = [
     "Plateau",
     "SaturatedUnits",
     "SignalCut",
+    "SoftmaxOverBatch",
     "SoftmaxTwice",
+    "TargetBroadcast",
     "TargetNotNormalised",
     "VanishingThroughTime",
     "VanishingWithDepth",

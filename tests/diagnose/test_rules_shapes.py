@@ -1,0 +1,104 @@
+"""Rules of shapes: a softmax over the batch, and a target that is broadcast against the output."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from evengrad import Guard
+from evengrad.diagnose import rules
+from evengrad.nouns import Ends, LayerReading, Reading, Record, TensorReading
+
+RULE = {rule.code: rule for rule in rules.ALL}
+
+
+def trained(loss, output=4, target=None, samples=12):
+    """Take a few real steps and judge the sampled ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, output))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    guard = Guard(model, optimizer, clip=False, tell=False, sample_every_steps=1)
+    inputs = torch.randn(samples, 6)
+    for _ in range(3):
+        optimizer.zero_grad()
+        guard.loss(loss(model(inputs), inputs[:, 0] if target is None else target)).backward()
+        optimizer.step()
+    guard.detach()
+    return guard.record
+
+
+def speaks(code, record):
+    signs = [RULE[code].sign(one, record) for one in record.readings]
+    assert len(signs) >= 3
+    return any(sign is not None and sign.speaks for sign in signs)
+
+
+LABELS = torch.arange(12) % 4
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (lambda o, y: functional.nll_loss(o.log_softmax(0), y), True),
+        (lambda o, y: functional.nll_loss(o.softmax(0).log(), y), True),
+        (lambda o, y: functional.nll_loss(o.log_softmax(1), y), False),
+        (functional.cross_entropy, False),
+        # contrastive: the samples of a batch are to be told apart
+        (lambda o, y: functional.cross_entropy(o @ o.T, torch.arange(len(o))), False),
+        (lambda o, y: functional.cross_entropy(o @ o.T, torch.arange(len(o)).roll(3)), False),
+        (lambda o, y: functional.cross_entropy(o @ o.T, y), False),
+        # one list of samples to be ranked
+        (lambda o, y: functional.cross_entropy(o[:, 0], torch.tensor(3)), False),
+        (lambda o, y: functional.mse_loss(o.softmax(0), functional.one_hot(y, 4).float()), False),
+    ],
+)
+def test_a_softmax_over_the_batch_is_told_and_one_over_classes_or_for_contrast_is_not(loss, told):
+    assert speaks("EG506", trained(loss, target=LABELS)) is told
+
+
+@pytest.mark.parametrize(("samples", "classes", "size", "told"), [(8, 4, 8, True), (8, 4, 4, False), (4, 4, 4, False)])
+def test_the_softmax_is_told_by_its_size_where_samples_and_classes_differ(samples, classes, size, told):
+    ends = Ends(
+        output=TensorReading(name="output", shape=(samples, classes)),
+        target=TensorReading(name="target", shape=(samples,), dtype="int64"),
+        loss_ops=("NllLoss", "LogSoftmax"),
+        softmax_size=size,
+    )
+    layers = (LayerReading(name="0", kind="Linear", weighted=True),)
+    for bias, silent in ((1e-8, False), (1e-3, True)):
+        reading = Reading(ends=ends, layers=layers, grad_norms=(1.0, bias))
+        sign = RULE["EG506"].sign(reading, Record(parameters=("0.weight", "0.bias")))
+        assert sign.speaks is (told and not silent)
+    assert RULE["EG506"].sign(Reading(), Record()) is None
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (functional.mse_loss, True),
+        (functional.smooth_l1_loss, True),
+        (lambda o, y: functional.mse_loss(o.squeeze(1), y[:, None]), True),
+        (lambda o, y: functional.mse_loss(o.squeeze(1), y), False),
+        (lambda o, y: functional.mse_loss(o, y[:, None]), False),
+        # distances between samples: a square that is meant
+        (lambda o, y: functional.mse_loss(o - o.T, y[:, None] - y), False),
+    ],
+)
+def test_a_target_that_is_broadcast_to_all_pairs_is_told_and_shapes_that_agree_are_not(loss, told):
+    assert speaks("EG507", trained(loss, output=1)) is told
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_a_series_of_many_samples_against_one_is_broadcast_on_purpose():
+    assert not speaks("EG507", trained(functional.mse_loss, output=4, target=torch.randn(4)))
+
+
+@pytest.mark.parametrize(("constant_frac", "told"), [(1.0, True), (0.9, False)])
+def test_a_square_target_whose_rows_differ_is_no_broadcast(constant_frac, told):
+    ends = Ends(
+        output=TensorReading(name="output", shape=(8, 1)),
+        target=TensorReading(name="target", shape=(8, 8), std=1.0, features=8, constant_frac=constant_frac),
+        loss_ops=("MseLoss",),
+    )
+    assert RULE["EG507"].sign(Reading(ends=ends), Record()).speaks is told
