@@ -145,6 +145,40 @@ def test_a_throttled_run_is_told_how_far_below_the_norm_its_threshold_is():
     assert judge("EG604", 100, noisy(1.0), lambda _: None, reading={"scale": 0.01}) is None
 
 
+def clipped_outside(ratio=1e-5, spread=0.0, share=1.0, noise=0.02, setup=SGD, norm=1.0, steps=100):
+    """Norms that are the same number but for a spread, at a share of the steps."""
+    each = lambda step: {"total_norm": norm * (1.0 + spread * (-1) ** step if step < share * steps else 2.0)}  # noqa: E731
+    return judge("EG604", steps, noisy(1.0, noise), ratios([], ratio), each=each, record={"setup": setup})
+
+
+@pytest.mark.parametrize(
+    ("settings", "speaks"),
+    [
+        ({}, True),
+        ({"spread": 4.9e-4}, True),
+        ({"spread": 5.1e-4}, False),  # nothing clips
+        ({"share": 0.9}, True),
+        ({"share": 0.89}, False),
+        ({"noise": 0.001}, False),  # the whole data in each step: the norm is the same by itself
+        ({"ratio": 1.01e-3}, False),  # a hundred steps go a tenth of the weights
+        ({"setup": ADAM}, False),
+        ({"setup": ADAM, "norm": 3.9e-8}, True),
+        ({"setup": ADAM, "norm": 4.1e-8}, False),
+        ({"norm": 0.0}, False),
+        ({"steps": 49}, None),
+    ],
+)
+def test_clipping_outside_of_the_guard_is_known_by_a_norm_that_is_always_the_same(settings, speaks):
+    seen = clipped_outside(**settings)
+    assert (seen if seen is None else seen.speaks) == speaks
+
+
+def test_clipping_outside_is_told_by_the_norm_it_leaves():
+    seen = clipped_outside(norm=1e-6)
+    assert "before the guard has seen them, to a norm of 1e-06" in seen.message
+    assert seen.cause == "a clipping threshold of 1e-06, far below the usual gradient norm: raise it"
+
+
 # --- EG605 ---
 
 

@@ -1,11 +1,13 @@
 """EG604: clipping makes nearly every step so small that the weights hardly move."""
 
+from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import fmean, median
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._movement import is_of_adams_kind, sampled, typical_ratio
+from evengrad.diagnose._trend import trend_of
 from evengrad.nouns import Cure, Evidence, Reading, Record, Setup
 
 # A clip that acts at all but a few steps is no guard against outliers but a learning rate.
@@ -13,6 +15,12 @@ ACTING_FRAC = 0.95
 # Steps that are ten times smaller than asked for.
 THROTTLED = 0.1
 FEWEST_STEPS = 50
+# What clips outside of the guard shows in a norm that is the same number at nearly every step: `clip_grad_norm_` leaves
+# it within 1e-6 over the norm. Batches scatter it by more than a hundredth; so that this is known of them, their loss
+# has to scatter ten times as much as the norm may.
+SAME_FRAC = 0.9
+SAME = 1e-3
+NOISE = 10.0 * SAME
 # With all its steps in one direction a run has moved its weights by less than a tenth of their size: the largest noise
 # that a rounding to one digit would make.
 SHORT_WAY = 0.1
@@ -26,7 +34,9 @@ class ClippingThrottles(AbstractRunRule):
         The factor that clipping lets through. The rule speaks when it acts at 95 % of the steps or more and lets a
         tenth or less through (the median), and when all steps together, had they gone in one direction, would have
         moved the weights by less than a tenth of their size. For optimizers of Adam's kind, for which the scale of the
-        gradient cancels, only when clipping has brought the gradient's elements below epsilon.
+        gradient cancels, only when clipping has brought the gradient's elements below epsilon. Clipping outside of the
+        guard, whose factor nobody knows, is known by a gradient norm that is the same number to a thousandth at 90 %
+        of the steps, while the loss differs from batch to batch.
 
     Hurts:
         The threshold has become the learning rate: every step has the same, small length whatever the gradient says.
@@ -37,7 +47,8 @@ class ClippingThrottles(AbstractRunRule):
 
     False alarms:
         A clip that acts at every step with steps of a useful size is normalised descent, and works. Runs of fewer
-        than 50 steps are not judged; told only in a run that does not learn.
+        than 50 steps are not judged; told only in a run that does not learn. With the whole data in each step the norm
+        is the same by itself where nothing moves: without noise in the loss nothing is said of clipping outside.
 
     Source:
         Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063, section 3.2; Zhang et al. 2020, Why gradient clipping
@@ -55,15 +66,14 @@ class ClippingThrottles(AbstractRunRule):
         steps = [one for one in record.readings if not one.skipped and isfinite(one.total_norm or 0.0)]
         if len(steps) < FEWEST_STEPS or record.setup is None or not record.setup.optimizer:
             return None
-        acting = [one for one in steps if one.scale < 1.0]
-        scale = median(one.scale for one in steps)
-        if len(acting) < ACTING_FRAC * len(steps) or scale > THROTTLED or scale <= 0.0:
+        clipping = _by_the_guard(steps) or _before_the_guard(steps, record)
+        if clipping is None:
             return Sign(decades=0.0)
         ratios = [ratio for one in sampled(record) if (ratio := typical_ratio(one)) is not None]
         if not ratios:
             return None
         way = fmean(ratios) * len(steps)
-        if way >= SHORT_WAY or not _feels_scale(acting, record.setup):
+        if way >= SHORT_WAY or not _feels_scale(clipping.acting, record.setup):
             return Sign(decades=0.0)
         return Sign(
             decades=1.0,
@@ -71,21 +81,64 @@ class ClippingThrottles(AbstractRunRule):
             where=("optimizer",),
             severity="warning",
             message=(
-                f"{len(acting)} of {len(steps)} gradients were clipped, to {scale:.2g} of their norm (median), and all "
-                f"steps together could have moved the weights by {way:.2g} of their size at the most"
+                f"{len(clipping.acting)} of {len(steps)} gradients were clipped{clipping.how}, and all steps together "
+                f"could have moved the weights by {way:.2g} of their size at the most"
             ),
             evidence=(
-                Evidence(name="factor that clipping lets through, median", value=scale),
-                Evidence(name="gradients clipped", value=100 * len(acting) / len(steps), unit="%"),
+                clipping.number,
+                Evidence(name="gradients clipped", value=100 * len(clipping.acting) / len(steps), unit="%"),
                 Evidence(name="step over weights, mean", value=fmean(ratios)),
             ),
-            when=(acting[0].step, acting[-1].step),
-            cause=f"a clipping threshold {1 / scale:.2g} times below the usual gradient norm: raise it",
+            when=(clipping.acting[0].step, clipping.acting[-1].step),
+            cause=clipping.cause,
         )
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose nothing: the cure is another threshold."""
         return ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Clipping:
+    """The steps at which something clips, and what is known of it."""
+
+    acting: list[Reading]
+    how: str
+    number: Evidence
+    cause: str
+
+
+def _by_the_guard(steps: list[Reading]) -> _Clipping | None:
+    acting = [one for one in steps if one.scale < 1.0]
+    scale = median(one.scale for one in steps)
+    if len(acting) < ACTING_FRAC * len(steps) or not 0.0 < scale <= THROTTLED:
+        return None
+    return _Clipping(
+        acting=acting,
+        how=f", to {scale:.2g} of their norm (median)",
+        number=Evidence(name="factor that clipping lets through, median", value=scale),
+        cause=f"a clipping threshold {1 / scale:.2g} times below the usual gradient norm: raise it",
+    )
+
+
+def _before_the_guard(steps: list[Reading], record: Record) -> _Clipping | None:
+    """Know what clips outside by a norm that is always the same, while batches differ."""
+    known = [(one, one.total_norm) for one in steps if one.scale == 1.0 and one.total_norm is not None]
+    if len(known) < SAME_FRAC * len(steps):
+        return None
+    norm = median(norm for _, norm in known)
+    acting = [one for one, same in known if abs(same - norm) <= SAME / 2 * norm]
+    trend = trend_of(record)
+    if norm <= 0.0 or len(acting) < SAME_FRAC * len(steps) or trend is None:
+        return None
+    if min(trend.start_noise, trend.end_noise) < NOISE * max(abs(trend.start), abs(trend.end)):
+        return None
+    return _Clipping(
+        acting=acting,
+        how=f" before the guard has seen them, to a norm of {norm:.2g}",
+        number=Evidence(name="gradient norm at nearly every step", value=norm),
+        cause=f"a clipping threshold of {norm:.2g}, far below the usual gradient norm: raise it",
+    )
 
 
 def _feels_scale(acting: list[Reading], setup: Setup) -> bool:
