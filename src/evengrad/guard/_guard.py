@@ -226,7 +226,7 @@ class Guard:
 
     @property
     def record(self) -> Record:
-        """The last steps (at most 1,000) as readings.
+        """The first 32 steps and the last 1,000 (fewer where there are very many parameters) as readings.
 
         Cost: On an accelerator it waits for the device.
         """
@@ -234,7 +234,7 @@ class Guard:
         return self._steps.record()
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return what the rules say about the last steps (at most 1,000).
+        """Return what the rules say about the first 32 steps and the last 1,000.
 
         Cost: On an accelerator it waits for the device.
         """

@@ -1,4 +1,4 @@
-"""The last steps as they were seen, turned into readings only when somebody asks."""
+"""The first and the last steps as they were seen, turned into readings only when somebody asks."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from evengrad.guard._sampling import Sample
 from evengrad.guard._sent import Sent
 from evengrad.nouns import Reading, Record, Setup
 
+FIRST_STEPS = 32  # kept for good: how a run began
 WINDOW_STEPS = 1000
 WINDOW_NUMBERS = 4_000_000  # norms kept at most: 16 MB
 WINDOW_SAMPLED = 500_000  # numbers of sampled steps kept at most, 4 MB before they become readings
@@ -77,28 +78,36 @@ class Row:
 
 @final
 class History:
-    """A window over the last steps, bounded in steps and in memory; of what was sampled the last is kept longest."""
+    """The first steps and a window over the last ones, with a gap between them, bounded in steps and in memory.
+
+    Of what was sampled that of the first steps is kept for good, up to half of the memory, then the last.
+    """
 
     def __init__(self, count: int) -> None:
+        self._first: list[Row] = []
         self._rows: deque[Row] = deque(maxlen=max(16, min(WINDOW_STEPS, WINDOW_NUMBERS // count)))
         self._sampled: deque[Sample] = deque()
-        self._numbers = 0
+        self._numbers = self._numbers_of_first = 0
 
     def append(self, row: Row) -> None:
-        """Keep a step and forget the oldest."""
-        self._rows.append(row)
+        """Keep a step, and forget the oldest that is not one of the first."""
+        begins = len(self._first) < FIRST_STEPS
+        (self._first if begins else self._rows).append(row)
         if row.sample is None:
+            return
+        if begins and self._numbers_of_first + len(row.sample) <= WINDOW_SAMPLED // 2:
+            self._numbers_of_first += len(row.sample)
             return
         self._sampled.append(row.sample)
         self._numbers += len(row.sample)
-        while self._sampled and self._numbers > WINDOW_SAMPLED:
+        while self._sampled and self._numbers + self._numbers_of_first > WINDOW_SAMPLED:
             oldest = self._sampled.popleft()
             self._numbers -= len(oldest)
             oldest.forget()
 
     def record(self, names: Sequence[str], dtype: str, setup: Setup | None = None) -> Record:
-        """Convert the window; steps from before a parameter was added lack it and are padded with 0."""
-        readings = (row.reading() for row in self._rows)
+        """Convert what is kept; steps from before a parameter was added lack it and are padded with 0."""
+        readings = (row.reading() for row in (*self._first, *self._rows))
         return Record(
             readings=tuple(_padded(reading, len(names)) for reading in readings),
             parameters=tuple(names),

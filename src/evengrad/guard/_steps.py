@@ -33,6 +33,8 @@ from evengrad.guard._settings import (
 from evengrad.guard._skips import LOGGER
 from evengrad.nouns import OptimizerError, Record, SettingError, UnguardedStepWarning
 
+MANY_LOSSES = 20  # of which none was followed by a step: a loop that was interrupted sooner may yet have stepped
+
 
 @final
 class Steps:
@@ -58,6 +60,7 @@ class Steps:
         self._lr_factor = 1.0
         self._evaluations = 0  # of the closure of the step that is going on
         self.loss: Tensor | float | None = None
+        self._handed = 0  # losses that were handed over
         self.last: Decided | None = None
         self.ledger = Ledger(books, plan.copied, plan.restore, self.record)
         self._scaler, self._keeper, self._sampling = scaler, books.keeper, books.sampling
@@ -94,6 +97,10 @@ class Steps:
         self._finish_unstepped()
         self.ledger.drain(wait=True)
         self._look(ends=True)
+        if not self.count and not self.begun and self._handed >= MANY_LOSSES:
+            names = " + ".join(type(optimizer).__name__ for optimizer in self.plan.optimizers)
+            said = "%d losses were handed over, and no step of %s was seen"
+            LOGGER.warning(said + ": is another optimizer stepping, or is step() missing?", self._handed, names)
 
     def hand_over(self, loss: Tensor) -> None:
         """Take in the loss of the coming step.
@@ -102,6 +109,7 @@ class Steps:
             LossError: It is not a scalar.
         """
         self.loss = loss_of(loss)
+        self._handed += 1
         self._found_loss.pause()
         if isinstance(loss, Tensor):
             self._sampling.look(loss)
