@@ -17,6 +17,7 @@ from evengrad.probe._host_numbers import LOWEST_SQUARE, norm_of, on_host
 from evengrad.probe._statistics import precise, wide
 
 SMALL = 4096  # elements up to which a tensor in host memory is copied, to be measured with the others
+PART = 1 << 18  # elements of half precision that are widened at a time
 MEASURED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -64,6 +65,8 @@ def norms_of(tensors: Sequence[Tensor]) -> list[float]:
             elsewhere.append(place)
         elif 0 < tensor.numel() <= SMALL and tensor.dtype is not torch.float64:
             small[tensor.dtype].append(place)
+        elif tensor.dtype not in (torch.float32, torch.float64):
+            found[place] = _widened(tensor)
         elif (array := on_host(tensor)) is not None:
             found[place] = norm_of(array)
     for places in small.values():
@@ -83,6 +86,14 @@ def _is_plain(tensor: Tensor) -> bool:
     if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
         return False
     return tensor.layout is torch.strided and tensor.dtype in MEASURED and not tensor.is_nested
+
+
+def _widened(tensor: Tensor) -> float:
+    """Measure half precision in host memory in parts, each of which overwrites the copy of the one before."""
+    line = tensor.detach().reshape(-1)
+    buffer = torch.empty(min(line.numel(), PART), dtype=torch.float32)
+    parts = line.split(PART)
+    return hypot(*(norm_of(buffer[: part.numel()].copy_(part).numpy()) for part in parts))
 
 
 def _together(tensors: list[Tensor]) -> list[float]:
