@@ -12,6 +12,9 @@ from evengrad.diagnose._trend import trend_of
 from evengrad.diagnose.rules._dead_units import RECTIFIERS
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
+# A layer that starts at zero passes zeros until its first step; that none of several readings saw more is no accident.
+FEWEST_SAMPLED = 3
+
 
 @final
 class SignalCut(AbstractRunRule):
@@ -22,7 +25,9 @@ class SignalCut(AbstractRunRule):
         not a small one), where they are all that lies in front of everything that did get one: a `detach()`, a
         `no_grad`, an `argmax` or a copy stands between. The rule speaks when these weights are as they were drawn,
         or the loss does not fall. It also speaks when the whole gradient is exactly zero at every step although the
-        loss is not, and no unit is dead: a softmax over a single number, for one, is always 1.
+        loss is not, and no unit is dead: a softmax over a single number, for one, is always 1. And it speaks when what
+        reaches such a front is a gradient of exactly zero at every step, with no unit dead or saturated that would
+        explain it: a `round`, a `sign` or a product with zero stands between.
 
     Hurts:
         What is in front of the cut keeps its first random weights. The rest learns from random features, or nothing
@@ -36,7 +41,7 @@ class SignalCut(AbstractRunRule):
         Frozen parts and what no optimizer holds are not judged, nor a side branch that is not used, such as a pooler,
         an idle expert or a head for another task. A pretrained body that runs under `no_grad` on purpose, although
         the optimizer holds it, keeps the rule silent while the loss falls. A layer that starts at zero cuts nothing:
-        it passes a gradient that is zero.
+        it passes a gradient that is zero, until it moves.
 
     Source:
         Torch's notes on autograd mechanics; Goodfellow, Bengio and Courville 2016, Deep Learning, section 6.5.
@@ -60,7 +65,8 @@ class SignalCut(AbstractRunRule):
             return None  # without a set-up nobody knows what is frozen
         front, behind = _front(measured, sampled, record)
         if not front:
-            return Sign(decades=0.0)
+            front, behind = _zero_front(measured, sampled, record)
+            return _told_of_zeros(front, behind, sampled, measured) if front else Sign(decades=0.0)
         if not _untrained(sampled[0], front) and not _stuck(record):
             return Sign(decades=0.0)
         return _told_of_a_front(front, behind, sampled, measured)
@@ -82,6 +88,8 @@ def _all_zero(measured: Sequence[Reading], sampled: Sequence[Reading], record: R
             "a mistake in the code: the softmax goes over a single number, so it is 1 whatever that is; use a sigmoid "
             "(binary_cross_entropy_with_logits), or two outputs, or the right dimension"
         )
+    elif _never_called(sampled):
+        cause = "a mistake in the code: backward is never called, or on something that the layers do not lead to"
     elif ends is not None and ends.cuts:
         cause = f"a mistake in the code: {'; '.join(ends.cuts)}"
     count = len(record.parameters) or len(measured[0].grad_norms)
@@ -96,6 +104,13 @@ def _all_zero(measured: Sequence[Reading], sampled: Sequence[Reading], record: R
             Evidence(name="loss at the last of them", value=losses[-1]),
         ),
         cause=cause,
+    )
+
+
+def _never_called(sampled: Sequence[Reading]) -> bool:
+    """Tell whether no gradient, not even a zero, has arrived at the output of any layer in any sampled reading."""
+    return len(sampled) >= FEWEST_SAMPLED and all(
+        layer.grad_rms is None for reading in sampled for layer in reading.layers
     )
 
 
@@ -150,6 +165,69 @@ def _front(
         if layer.weighted and name in own:
             front[name] = tuple(own[name])
     return {}, ""
+
+
+def _zero_front(
+    measured: Sequence[Reading], sampled: Sequence[Reading], record: Record
+) -> tuple[dict[str, tuple[str, ...]], str]:
+    """List the layers at whose output the gradient is a zero, never more, with weights that never had one.
+
+    They are all that lies in front of the first layer whose weights have one. A layer that starts at zero passes zeros
+    only until it moves, so several sampled readings are needed; units that are dead or saturated pass none either.
+    """
+    if len(sampled) < FEWEST_SAMPLED or any(is_dead(one) for one in sampled):
+        return {}, ""
+    if any(one.weight_rms == 0.0 and not one.name.endswith("bias") for one in sampled[-1].weights):
+        return {}, ""  # it has not moved yet, as in a warm-up
+    moved = {
+        name.rpartition(".")[0].partition(".parametrizations")[0]
+        for index, name in enumerate(record.parameters)
+        if any(one.grad_norms[index] for one in measured)
+    }
+    largest: dict[str, float | None] = {}
+    for reading in sampled:
+        for layer in reading.layers:
+            name = without_call(layer.name)
+            known = largest.get(name)
+            largest[name] = layer.grad_rms if known is None else max(known, layer.grad_rms or 0.0)
+    frozen = frozenset(() if record.setup is None else record.setup.frozen)
+    front: dict[str, tuple[str, ...]] = {}
+    for layer in sampled[0].layers:
+        name = without_call(layer.name)
+        if not layer.weighted:
+            continue
+        if name in moved:
+            return front, name
+        own = tuple(one for one in record.parameters if one.rpartition(".")[0] == name and one not in frozen)
+        if largest[name] != 0.0 or not own:
+            return {}, ""
+        front[name] = own
+    return {}, ""
+
+
+def _told_of_zeros(
+    front: dict[str, tuple[str, ...]], behind: str, sampled: Sequence[Reading], measured: Sequence[Reading]
+) -> Sign:
+    last = next(reversed(front))
+    count = sum(len(names) for names in front.values())
+    return Sign(
+        decades=WIDEST_DECADES,
+        speaks=True,
+        where=tuple(front),
+        when=(measured[0].step, measured[-1].step),
+        message=(
+            f"the gradient that reaches `{last}` and all in front of it is exactly zero: {count} parameters of "
+            f"{len(front)} layers had none in any of {len(measured)} steps; `{behind}` behind it has one"
+        ),
+        evidence=(
+            Evidence(name="layers with a gradient of zero", value=float(len(front))),
+            Evidence(name="steps whose layers were read", value=float(len(sampled))),
+        ),
+        cause=(
+            f"a mistake in the code: an operation between `{last}` and `{behind}` has a slope of zero; look there for "
+            "round(), sign(), floor(), a comparison, one_hot(argmax()) or a product with zero"
+        ),
+    )
 
 
 def _untrained(reading: Reading, front: dict[str, tuple[str, ...]]) -> bool:

@@ -15,8 +15,8 @@ class TargetBroadcast(AbstractRule):
 
     Sees:
         A squared or smooth absolute error between an output of one number per sample, of shape (N, 1) or (N,), and a
-        target that reaches the loss with shape (N, N) because output and target were broadcast against each other: all its
-        rows are the same, or all its columns.
+        target that reaches the loss with shape (N, N) because output and target were broadcast against each other:
+        all its rows are the same, or all its columns.
 
     Hurts:
         The best that each output can be is the mean of all targets, so that is what is learnt, whatever the input.
