@@ -114,8 +114,10 @@ def test_a_loss_that_still_falls_is_told_only_when_the_run_has_ended():
     assert "still falling" in BY_CODE["EG804"].judge(record(losses, 1.0, source="run")).message
 
 
-@pytest.mark.parametrize(("count", "live", "ended"), [(29, False, False), (31, False, True), (101, True, True)])
-def test_a_run_is_judged_after_a_hundred_steps_or_thirty_if_it_has_ended(count, live, ended):
+@pytest.mark.parametrize(
+    ("count", "live", "ended"), [(29, False, False), (31, False, True), (199, False, True), (201, True, True)]
+)
+def test_a_run_is_judged_after_two_hundred_steps_or_thirty_if_it_has_ended(count, live, ended):
     losses = flat(1.0, count=count)
     assert (speaking(record(losses, 1.0, every=2)) != []) == live
     assert (speaking(record(losses, 1.0, every=2, source="run")) != []) == ended

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from evengrad.diagnose import rules
+from evengrad.diagnose import findings_of, rules
 from evengrad.diagnose._trend import trend_of
 from evengrad.diagnose._wording import figures
 from evengrad.nouns import Ends, ParameterReading, Reading, Record, Setup, TensorReading
@@ -195,3 +195,29 @@ def test_steps_that_half_precision_rounds_away_are_left_to_the_rule_about_them()
     assert judge("EG607", 300, noisy(math.log(2)), **tiny).speaks
     tiny["weight"] = tiny["weight"] | {"still_frac": 0.85}
     assert judge("EG602", 300, noisy(math.log(2)), **tiny).speaks
+
+
+# --- EG804: what it says of the steps, and of a run that goes on ---
+
+
+def test_a_run_that_goes_on_is_warned_of_and_one_that_is_over_has_failed():
+    course = {"ratio": lambda _: 0.01}
+    assert judge("EG804", 300, noisy(math.log(2)), **course).severity == "critical"
+    assert judge("EG804", 300, noisy(math.log(2)), **course, source="guard").severity == "warning"
+    assert judge("EG804", 199, noisy(math.log(2)), **course, source="guard") is None
+
+
+@pytest.mark.parametrize(
+    ("course", "said"),
+    [
+        ({"lr": lambda _: 0.0, "ratio": lambda _: 0.0}, "a learning rate of 0"),
+        ({"ratio": lambda _: 2e-5}, "steps that are too short: all 299 together are 0.00598"),
+        ({"ratio": lambda _: 1e-2}, ""),
+    ],
+)
+def test_the_data_are_not_blamed_where_the_steps_are_next_to_nothing(course, said):
+    record = run(300, noisy(math.log(2)), **course)
+    assert BY_CODE["EG804"].judge(record).cause.startswith(said)
+    others = frozenset(BY_CODE) - {"EG804"}
+    (alone,) = findings_of(record, ignore=others)
+    assert ("look at the data" in alone.message) == (said == "")

@@ -57,7 +57,7 @@ def without_idle_causes(story: Sequence[Finding], causes: Set[str]) -> tuple[Fin
 
 def _as_root(finding: Finding) -> Finding:
     """Say of a loss that stands still and of nothing else where to look: no other rule explains it."""
-    if finding.family not in UNEXPLAINED or finding.message.endswith(WHERE_TO_LOOK):
+    if finding.family not in UNEXPLAINED or finding.cause or finding.message.endswith(WHERE_TO_LOOK):
         return finding
     return replace(finding, message=f"{finding.message}; {WHERE_TO_LOOK}")
 

@@ -1,12 +1,20 @@
 """EG804: the loss stays where a constant prediction has it."""
 
+from dataclasses import replace
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._constant import Level
 from evengrad.diagnose._level import at_constant, came_down, falls, has_ended, is_young, never_moved, stuck_at_constant
+from evengrad.diagnose._movement import sampled, way_of
 from evengrad.diagnose._trend import Trend, trend_of
-from evengrad.nouns import Cure, Evidence, Record
+from evengrad.diagnose._wording import figures
+from evengrad.diagnose.rules._learning_rate_too_low import NOWHERE
+from evengrad.nouns import Cure, Evidence, Record, Severity
+
+# While a run goes on it may yet learn: deep and recurrent networks stay at the constant for hundreds of steps before
+# they do. Twice the steps of a run that is over are asked for then, and it is a warning.
+FEWEST_STEPS_LIVE = 200
 
 
 @final
@@ -15,11 +23,12 @@ class NotLearning(AbstractRunRule):
 
     Sees:
         The loss of the second half of a run against the loss of the best constant prediction on the same batches, which
-        knows nothing of the inputs. The rule speaks after 100 steps (counted at the largest learning rate) when the
-        loss is surely less than 5 % better, not significantly better at all, and has stopped falling. A run that has
-        ended is judged from 30 steps on, and also if its loss was still falling. A loss that has come down to where a
-        constant has it is told as a plateau, EG801. Where the constant is not known, a loss without noise (all data in
-        each step) that has not moved by a hundredth, with an error that is not small against the output.
+        knows nothing of the inputs. The rule speaks after 100 steps (counted at the largest learning rate; 200 and with
+        a warning only, while the run goes on) when the loss is surely less than 5 % better, not significantly better at
+        all, and has stopped falling. A run that has ended is judged from 30 steps on, and also if its loss was still
+        falling. A loss that has come down to where a constant has it is told as a plateau, EG801. Where the constant is
+        not known, a loss without noise (all data in each step) that has not moved by a hundredth, with an error that is
+        not small against the output.
 
     Hurts:
         Whatever the run costs, nothing is learnt from the inputs.
@@ -27,7 +36,8 @@ class NotLearning(AbstractRunRule):
     Cure:
         What the finding at the root of the story says. If this one is the root, nothing in the gradients explains it:
         look at the data and the labels (do they belong together, is anything shuffled apart), at the learning rate and
-        the number of steps, and at whether the model can represent the answer. Overfit a single batch first.
+        the number of steps (where all of them together are next to nothing, that is said instead), and at whether the
+        model can represent the answer. Overfit a single batch first.
 
     False alarms:
         Losses that have no level to compare with, as those of games (GAN, reinforcement), are not judged: only a loss
@@ -51,34 +61,51 @@ class NotLearning(AbstractRunRule):
         if trend is None:
             return None
         ended = has_ended(trend, record)
-        if is_young(trend) and not ended:
+        over = record.complete and record.source != "guard"
+        if not ended and (is_young(trend) or (not over and trend.full_steps < FEWEST_STEPS_LIVE)):
             return None
-        if trend.level is None:
-            return _not_moved(trend) if never_moved(trend, record) else None
-        if stuck_at_constant(trend):
-            return Sign(decades=0.0) if came_down(trend) and not is_young(trend) else _told(trend, trend.level)
-        if ended and at_constant(trend):
-            return _told(trend, trend.level, falling=falls(trend))
-        return Sign(decades=0.0)
+        sign = _judged(trend, record, ended=ended)
+        if sign is None or not sign.speaks:
+            return sign
+        severity: Severity = "critical" if over else "warning"
+        return replace(sign, severity=severity, cause=sign.cause or _short_way(record))
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose nothing: this is what other faults lead to."""
         return ()
 
 
+def _judged(trend: Trend, record: Record, *, ended: bool) -> Sign | None:
+    if trend.level is None:
+        return _not_moved(trend) if never_moved(trend, record) else None
+    if stuck_at_constant(trend):
+        return Sign(decades=0.0) if came_down(trend) and not is_young(trend) else _told(trend, trend.level)
+    if ended and at_constant(trend):
+        return _told(trend, trend.level, falling=falls(trend))
+    return Sign(decades=0.0)
+
+
 def _told(trend: Trend, level: Level, *, falling: bool = False) -> Sign:
-    how = (
-        "it was still falling when the run ended: too few or too short steps"
-        if falling
-        else "it does not fall beyond noise"
-    )
-    return _sign(
+    how = "it was still falling when the run ended" if falling else "it does not fall beyond noise"
+    sign = _sign(
         trend,
-        f"after {trend.steps} steps the loss of {trend.end:.4g} is {level.ratio:.2f} times that of the best constant "
-        f"prediction, which knows nothing of the input; {how}",
+        f"after {trend.steps} steps the loss of {trend.end:.4g} is {figures(level.ratio)} times that of the best "
+        f"constant prediction, which knows nothing of the input; {how}",
         Evidence(name="loss over that of the best constant prediction", value=level.ratio),
         Evidence(name="standard error of that", value=level.error),
     )
+    return replace(sign, cause="too few or too short steps") if falling else sign
+
+
+def _short_way(record: Record) -> str:
+    """Say that the steps are next to nothing, if they are: then the data are not to blame."""
+    rates = [max(one.lrs) for one in record.readings if one.lrs]
+    if rates and not any(rates):
+        return "a learning rate of 0"
+    way = way_of(sampled(record))
+    if way is None or way.length > NOWHERE:
+        return ""
+    return f"steps that are too short: all {way.steps} together are {figures(way.length)} of the size of the weights"
 
 
 def _not_moved(trend: Trend) -> Sign:

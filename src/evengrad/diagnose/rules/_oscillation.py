@@ -5,6 +5,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._level import falls, is_young
 from evengrad.diagnose._trend import Trend, losses_of, trend_of
+from evengrad.diagnose._wording import figures
 from evengrad.nouns import Cure, Evidence, Record
 
 # A loss cannot swing by more around a level that it comes back to: below this share of the level it is noise.
@@ -56,7 +57,9 @@ class Oscillation(AbstractRunRule):
             return Sign(decades=0.0)
         swing = trend.level.swing if trend.level is not None else trend.end_noise / abs(trend.end)
         level = (
-            f", {trend.level.ratio:.2f} times that of the best constant prediction" if trend.level is not None else ""
+            f", {figures(trend.level.ratio)} times that of the best constant prediction"
+            if trend.level is not None
+            else ""
         )
         return Sign(
             decades=0.0,
@@ -64,7 +67,9 @@ class Oscillation(AbstractRunRule):
             where=("loss",),
             severity="warning",
             when=((trend.first_step + trend.last_step) // 2, trend.last_step),
-            message=f"the loss swings by {swing:.0%} of its level of {trend.end:.3g}{level}, and comes no nearer",
+            message=(
+                f"the loss swings by {figures(100 * swing)}% of its level of {trend.end:.3g}{times}, and comes no nearer"
+            ),
             evidence=(
                 Evidence(name="swing of the loss, of its level", value=100 * swing, unit="%"),
                 Evidence(name="likeness of every second change", value=trend.period_two),

@@ -6,6 +6,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._level import came_down, is_young, stuck_at_constant
 from evengrad.diagnose._trend import Trend, losses_of, trend_of
+from evengrad.diagnose._wording import figures
 from evengrad.nouns import Cure, Evidence, Record
 
 
@@ -54,8 +55,8 @@ class Plateau(AbstractRunRule):
             when=(since, trend.last_step),
             message=(
                 f"the loss came down from {trend.start:.4g} to {trend.end:.4g} within {since - trend.first_step} steps "
-                f"and stays there, at {trend.level.ratio:.2f} times the loss of the best constant prediction: nothing "
-                "is learnt of the input"
+                f"and stays there, at {figures(trend.level.ratio)} times the loss of the best constant prediction: "
+                "nothing is learnt of the input"
             ),
             evidence=(
                 Evidence(name="loss over that of the best constant prediction", value=trend.level.ratio),
