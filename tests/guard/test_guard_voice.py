@@ -35,7 +35,8 @@ def judged(monkeypatch):
 
 def test_each_finding_is_told_once_and_again_when_its_severity_changes(judged, caplog):
     voice = Voice(tell=True)
-    for now in ([finding()], [finding()], [finding(severity="critical")], [], [finding(), finding("EG102")]):
+    now_and_then = [finding()], [finding()], [finding(severity="critical")], [], [finding()], [finding()]
+    for now in (*now_and_then, [finding("EG102")], [finding("EG102")]):
         judged[:] = now
         voice.judge(Record)
     codes = [record.getMessage().split(" at ")[0] for record in caplog.records]
@@ -49,12 +50,28 @@ def test_each_finding_is_told_once_and_again_when_its_severity_changes(judged, c
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
+def test_what_may_pass_is_told_when_two_judgements_in_a_row_have_come_to_it(judged, caplog):
+    voice, counts = Voice(tell=True), []
+    for now in ([finding()], [], [finding()], [finding()]):
+        judged[:] = now
+        voice.judge(Record)
+        counts.append(len(caplog.records))
+    assert counts == [0, 0, 0, 1]
+
+
+def test_what_is_wrong_in_any_case_is_told_at_once(judged, caplog):
+    judged[:] = [finding("EG201"), finding("EG101")]
+    Voice(tell=True).judge(Record)
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["EG201"]
+
+
 def test_what_is_told_is_the_line_that_diagnose_writes_and_cannot_steer_a_terminal(judged, caplog):
-    judged[:] = [finding(where=tuple(f"\x1b[2Jlayer\n{number}" for number in range(40)), message="a\nb")]
+    where = tuple(f"\x1b[2Jlayer\n{number}" for number in range(40))
+    judged[:] = [finding("EG201", where=where, message="a\nb")]
     Voice(tell=True).judge(Record)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == in_one_line(judged[0])
-    assert line.startswith("EG101 vanishing with depth (warning) at ")
+    assert line == f"{in_one_line(judged[0])}; evengrad explain EG201"
+    assert line.startswith("EG201 vanishing with depth (warning) at ")
     assert line.isprintable()
     assert "more" in line
 
@@ -112,14 +129,14 @@ def trained(model, steps, **settings):
     return guard
 
 
-def test_a_network_that_vanishes_is_told_of_after_8_steps_and_not_again(caplog):
-    guard = trained(vanishing(), 8)
+def test_a_network_that_vanishes_is_told_of_after_32_steps_and_not_again(caplog):
+    guard = trained(vanishing(), 100)
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("EG101")]
     assert len(told) == 1
-    assert told[0] in {in_one_line(one) for one in guard.findings()}
+    assert told[0] in {f"{in_one_line(one)}; evengrad explain EG101" for one in guard.findings()}
     assert any(one.code == "EG101" for one in guard.findings())
     caplog.clear()
-    trained(vanishing(), 7)
+    trained(vanishing(), 31)
     assert caplog.records == []
 
 

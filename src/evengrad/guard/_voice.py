@@ -1,4 +1,4 @@
-"""Say what the rules see while a run goes on: each finding once, and again when it gets worse or better."""
+"""Say what the rules see while a run goes on: each finding once, and again when its severity changes."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ class Voice:
     step to half a step; for a thousand small ones three to seven steps, so that there those after 32 and 100 are left
     out.
 
+    What is wrong in any case (not finite, a mistake in the loop) is told at once. Everything else may be on its way to
+    get well, as a network whose gradient vanishes for its first steps, and is told when two judgements in a row have
+    come to it.
+
     Args:
         tell: Whether to speak at all.
     """
@@ -35,6 +39,7 @@ class Voice:
     def __init__(self, *, tell: bool) -> None:
         self._tells = tell
         self._told: Told | None = None
+        self._before: frozenset[str] = frozenset()  # codes of the last judgement
         self._seen = self._judged = self._size = 0
         self._failed = False
 
@@ -58,7 +63,7 @@ class Voice:
 
     def judge(self, record: Callable[[], Record]) -> None:
         """Let the rules judge, and tell what is new; a rule that fails ends the messages and not the run."""
-        from evengrad.diagnose import Told, findings_of, in_one_line
+        from evengrad.diagnose import Told, findings_of, in_one_line, rules
 
         try:
             found = findings_of(record())
@@ -67,5 +72,7 @@ class Voice:
             LOGGER.warning("no more messages of the rules: %s: %s", type(err).__name__, printable(str(err)))
             return
         self._told = self._told or Told()
-        for finding in self._told.news(found):
-            LOGGER.warning("%s", in_one_line(finding))
+        certain = self._before | {rule.code for rule in rules.ALL if rule.tells == "always"}
+        self._before = frozenset(finding.code for finding in found)
+        for finding in self._told.news([finding for finding in found if finding.code in certain]):
+            LOGGER.warning("%s; evengrad explain %s", in_one_line(finding), finding.code)
