@@ -68,7 +68,8 @@ class Oscillation(AbstractRunRule):
             severity="warning",
             when=((trend.first_step + trend.last_step) // 2, trend.last_step),
             message=(
-                f"the loss swings by {figures(100 * swing)}% of its level of {trend.end:.3g}{times}, and comes no nearer"
+                f"the loss swings by {figures(100 * swing)}% of its level of {trend.end:.3g}{level}, "
+                "and comes no nearer"
             ),
             evidence=(
                 Evidence(name="swing of the loss, of its level", value=100 * swing, unit="%"),
