@@ -39,6 +39,10 @@ class LayerReading:
         gate_stuck_frac: For LSTM and GRU, the share of units whose gate was shut or open (below 0.01 or above 0.99) at
             every observation, a number for each gate in torch's order (input, forget, output; reset, update).
         gate_mean: The mean of each of these gates.
+        after: The calls directly before it in the graph, by their `name`, in the order of the forward pass; one that is
+            also before another of them is left out, as the start of a shortcut is. None where nobody knows.
+        gate: Whether it is a saturating non-linearity with whose output others are multiplied, and nothing else is
+            done.
     """
 
     name: str
@@ -66,6 +70,8 @@ class LayerReading:
     logit_absmax: float | None = None
     gate_stuck_frac: tuple[float, ...] = ()
     gate_mean: tuple[float, ...] = ()
+    after: tuple[str, ...] | None = None
+    gate: bool = False
 
     @property
     def grad_norm(self) -> float | None:
@@ -176,6 +182,11 @@ class Ends:
         softmax_size: Over how many numbers the softmax nearest to the loss goes; None without one.
         constant_loss: The loss of the best constant prediction on this batch, for losses whose form is known (cross
             entropy, squared and absolute error, binary cross entropy); None otherwise.
+        signal: The score test of the constant model along the model's own output, for the same losses: the mean, over
+            samples, of the output at the true class, or of output times target, both centred over the batch. Its
+            expectation is 0 where the output carries nothing of the target. None where it is not known, and for fewer
+            than eight samples.
+        signal_error: Its standard error, over all orders in which the targets could have come.
         wrong_backward: Autograd functions of the user's own whose backward is not the slope of their forward: the
             function, a parameter whose gradient comes out wrong (empty where that is not known), and its gradient over
             what it should be. Looked for in checkups only.
@@ -188,6 +199,8 @@ class Ends:
     cuts: tuple[str, ...] = ()
     softmax_size: int | None = None
     constant_loss: float | None = None
+    signal: float | None = None
+    signal_error: float | None = None
     wrong_backward: tuple[tuple[str, str, float], ...] = ()
 
 

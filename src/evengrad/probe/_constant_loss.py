@@ -16,6 +16,8 @@ from evengrad.probe._statistics import precise
 FEWEST = 8  # samples below which a batch says little of its distribution
 MOST = 1 << 16  # labels, or numbers of a target, that are read
 
+NUMBERS = 2  # of the vector
+
 NONE, MEAN, SUM = range(3)  # reductions as torch numbers them
 CROSS_ENTROPIES = ("NllLoss", "NllLoss2D")
 BINARY = ("BinaryCrossEntropy", "BinaryCrossEntropyWithLogits")
