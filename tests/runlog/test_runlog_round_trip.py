@@ -52,9 +52,11 @@ def test_every_field_of_a_layer_comes_back(tmp_path, layers, same, name):
         "tracked": 2**60 + 1,
         "gate_stuck_frac": (0.0, 0.25),
         "gate_mean": (NAN, 0.5, 0.25),
+        "after": ("body.1", "другой#2"),
+        "gate": True,
     }
     changed = [replace(layers[0], **{name: others.get(name, value)}) for value in (NAN, INF, 0.375)]
-    if name in {"saturated_frac", "grad_rms", "weight_norm", "weight_grad_norm", "tracked", "logit_absmax"}:
+    if name in {"saturated_frac", "grad_rms", "weight_norm", "weight_grad_norm", "tracked", "logit_absmax", "after"}:
         changed.append(replace(layers[0], **{name: None}))
     with Writer(tmp_path, parameters=()) as log:
         for step, layer in enumerate(changed):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.module_tracker import ModuleTracker
 
+from evengrad.probe._call_graph import outputs_beside
 from evengrad.probe._functional import attention_absmax
 from evengrad.probe._kinds import RECURRENT, batches_tracked_by
 from evengrad.probe._sample import Group, Row, width_for
@@ -149,6 +150,9 @@ class Calls:
         if call is None:
             return
         about = layer.about
+        if not again and call.number is None:
+            others = () if plain_one else float_tensors(result)
+            self._place_in_graph(call, outputs_beside(output, others, module))
         call.training = module.training
         if about.special:
             self._see_special(call, (layer.count - 1, module, args, kwargs, result), again=again)
@@ -178,11 +182,17 @@ class Calls:
         call = self._call(layer, result, self.round.next_position(), again=False)
         if call is None:
             return
+        self._place_in_graph(call, [result])
         call.training = module.training
         self._look_inside(call, lambda: attention_absmax(name, args, kwargs))
         self._last = Last(layer, call, result)
         if self.first_input is None:
             self._see_input(args)
+
+    def _place_in_graph(self, call: Call, outputs: list[Tensor]) -> None:
+        """Find what is before a call, now that its output's graph is there."""
+        assert call.about is not None
+        call.number = self.round.graph.add(outputs, saturates=call.about.saturating is not None)
 
     def _see_special(self, call: Call, given: tuple[int, nn.Module, tuple[Any, ...], Any, Any], *, again: bool) -> None:
         """Add what only some kinds of modules have."""

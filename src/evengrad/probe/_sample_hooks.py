@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from evengrad.probe._call_graph import CallGraph
 from evengrad.probe._sample import FIELDS, Group, Row
 from evengrad.probe._sample_readings import About, Seen
 
@@ -25,8 +26,8 @@ class Round:
     """
 
     __slots__ = (
-        "_first_gradient", "_owner", "channels_first", "fired", "forward_over", "layers", "open", "position", "taken",
-        "training", "whole",
+        "_first_gradient", "_owner", "channels_first", "fired", "forward_over", "graph", "layers", "open", "position",
+        "taken", "training", "whole",
     )  # fmt: skip
 
     def __init__(self, first_gradient: Callable[[], None]) -> None:
@@ -34,6 +35,7 @@ class Round:
         self.forward_over = False
         self.fired = False  # whether a hook has been called at all
         self.layers: list[Layer] = []  # those that were called
+        self.graph = CallGraph()
         self.taken = 0
         self.position = 0
         self.channels_first = False  # whether the last layer with weights was a convolution
@@ -76,7 +78,7 @@ class Call:
     """
 
     __slots__ = (
-        "_number", "_shape", "about", "alive", "arrived", "more", "observations", "position", "round", "row",
+        "_number", "_shape", "about", "alive", "arrived", "more", "number", "observations", "position", "round", "row",
         "training",
     )  # fmt: skip
 
@@ -89,6 +91,7 @@ class Call:
         self.position = position
         self.arrived = False
         self.training = True
+        self.number: int | None = None  # in the graph of the calls
         self.alive: Tensor | None = None  # of a rectifier: not zero for the units that were not zero everywhere
         self.observations = 0
         self.more: dict[str, Tensor] = {}  # by the field of the reading

@@ -36,7 +36,14 @@ def packed(calls: Calls, window: Window) -> tuple[Tensor, Layout]:
         numbers = torch.cat([one.to(parts.device, precise(parts.device), non_blocking=True) for one in parts.vectors])
     seen = tuple([call.seen(parts.starts, parts.places.get(call, {}), observations.get(call)) for call in found])
     first = None if calls.first_input is None else calls.first_input.seen(parts.starts, {})
-    return numbers, Layout(calls=seen, first_input=first, size=parts.size)
+    graph, order = calls.round.graph, [call.number for call in found]
+    return numbers, Layout(
+        calls=seen,
+        first_input=first,
+        size=parts.size,
+        after=tuple(graph.after(order)),
+        gates=frozenset(place for place, number in enumerate(order) if graph.is_gate(number)),
+    )
 
 
 @final

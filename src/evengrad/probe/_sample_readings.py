@@ -115,11 +115,15 @@ class Layout:
         calls: In the order of the forward pass.
         first_input: What the first module took.
         size: How many numbers there are.
+        after: The places of the calls that are directly before each in the graph; None where nobody knows.
+        gates: Places of the calls that are gates.
     """
 
     calls: tuple[Seen, ...] = ()
     first_input: Seen | None = None
     size: int = 0
+    after: tuple[tuple[int, ...] | None, ...] = ()
+    gates: frozenset[int] = frozenset()
 
 
 def layer_readings(numbers: Sequence[float], layout: Layout, loss_scale: float) -> tuple[LayerReading, ...]:
@@ -131,17 +135,17 @@ def layer_readings(numbers: Sequence[float], layout: Layout, loss_scale: float) 
             wanted=f"the {layout.size} of the layout",
             advice="keep sampler.layout beside what packed() gave when they are read after the next packed()",
         )
-    calls: dict[str, int] = {}
+    names = _names(layout)
     finite = layout.first_input is None or _all_finite(layout.first_input, numbers)
     channels_first = False
     found: list[LayerReading] = []
-    for seen in layout.calls:
+    for place, (seen, name) in enumerate(zip(layout.calls, names, strict=True)):
         about = seen.about
         assert about is not None
-        number = calls[about.name] = calls.get(about.name, 0) + 1
         units = about.units(seen.shape, channels_first=channels_first)
-        name = about.name if number == 1 else f"{about.name}#{number}"
-        reading = _reading(seen, numbers, name=name, units=units, input_finite=finite, loss_scale=loss_scale)
+        before = layout.after[place] if layout.after else None
+        of_graph = (None if before is None else tuple([names[one] for one in before]), place in layout.gates)
+        reading = _reading((seen, name, *of_graph), numbers, units=units, input_finite=finite, loss_scale=loss_scale)
         found.append(reading)
         finite = finite and reading.output_finite
         if about.convolution or about.weighted:
@@ -149,13 +153,30 @@ def layer_readings(numbers: Sequence[float], layout: Layout, loss_scale: float) 
     return tuple(found)
 
 
+def _names(layout: Layout) -> list[str]:
+    calls: dict[str, int] = {}
+    names = []
+    for seen in layout.calls:
+        assert seen.about is not None
+        name = seen.about.name
+        number = calls[name] = calls.get(name, 0) + 1
+        names.append(name if number == 1 else f"{name}#{number}")
+    return names
+
+
 def _all_finite(seen: Seen, numbers: Sequence[float]) -> bool:
     return numbers[seen.start] - seen.padding >= seen.elements
 
 
 def _reading(
-    seen: Seen, numbers: Sequence[float], *, name: str, units: int, input_finite: bool, loss_scale: float
+    call: tuple[Seen, str, tuple[str, ...] | None, bool],
+    numbers: Sequence[float],
+    *,
+    units: int,
+    input_finite: bool,
+    loss_scale: float,
 ) -> LayerReading:
+    seen, name, after, gate = call
     of = dict(zip(FIELDS, numbers[seen.start : seen.start + len(FIELDS)], strict=True))
     about, count, grad_count, padding = seen.about, seen.elements, seen.grad_elements, seen.padding
     assert about is not None
@@ -194,4 +215,6 @@ def _reading(
         logit_absmax=more["logit"][0] if "logit" in more else None,
         gate_stuck_frac=tuple(gates[: len(gates) // 2]),
         gate_mean=tuple(gates[len(gates) // 2 :]),
+        after=after,
+        gate=gate,
     )

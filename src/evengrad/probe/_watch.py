@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import get_ident
 from typing import Any, final
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from evengrad.nouns import LayerReading
+from evengrad.probe._call_graph import CallGraph, outputs_beside
 from evengrad.probe._functional import FunctionalActivations, attention_absmax
 from evengrad.probe._host_numbers import activation_of, is_finite, is_mask, on_host
 from evengrad.probe._kinds import (
@@ -28,7 +29,7 @@ from evengrad.probe._kinds import (
 from evengrad.probe._parameter_norms import ParameterNorms
 from evengrad.probe._sample_functions import outside
 from evengrad.probe._sample_inside import UNKNOWN, inside
-from evengrad.probe._statistics import activation_vector, is_additive_mask
+from evengrad.probe._statistics import RELATIVE_SLOPES, activation_vector, is_additive_mask
 from evengrad.probe._through_time import data_of, stand_in_for, watch_time
 from evengrad.probe._watch_entries import (
     Entry,
@@ -65,6 +66,7 @@ class Watch:
         self._watched = {module: name for module, name in self._names.items() if is_layer(module)}
         self._callers = {module for module in self._names if calls_functions(module)}
         self._calls: Counter[str] = Counter()
+        self._graph = CallGraph()
         self._open: list[nn.Module] = []
         self._channels_first = False
         self._paused = False
@@ -124,7 +126,7 @@ class Watch:
         entry.input_finite = _inputs_finite([*float_tensors(args), *float_tensors(kwargs)])
         unit_dim = unit_dim_of(module, ndim=output.ndim, channels_first=self._channels_first)
         entry.training = module.training
-        self._measure(entry, output, unit_dim)
+        self._measure(entry, outputs_beside(output, outputs, module), unit_dim)
         self._measure_inside(entry, module, (args, kwargs), result)
         if any(other is not output for other in outputs):
             entry.others_finite = _finite(outputs)
@@ -145,7 +147,8 @@ class Watch:
         self.entries.append(entry)
         return entry
 
-    def _measure(self, entry: Entry, output: Tensor, unit_dim: int) -> None:
+    def _measure(self, entry: Entry, outputs: Sequence[Tensor], unit_dim: int) -> None:
+        output = outputs[0]
         entry.numel = output.numel()
         entry.units = output.shape[unit_dim] if output.ndim else 1
         entry.observations = entry.numel // max(entry.units, 1)
@@ -154,6 +157,7 @@ class Watch:
             entry.activation = activation_vector(output, unit_dim=unit_dim, nonlinearity=entry.nonlinearity)
         else:
             entry.activation = activation_of(array, unit_dim=unit_dim, nonlinearity=entry.nonlinearity)
+        entry.number = self._graph.add(outputs, saturates=entry.nonlinearity in RELATIVE_SLOPES)
         if output.requires_grad:
             output.register_hook(entry.see_gradient)
 
@@ -187,7 +191,7 @@ class Watch:
         except UNKNOWN:
             entry.logit = None
         unit_dim = unit_dim_of(None, ndim=result.ndim, channels_first=self._channels_first and nonlinearity is not None)
-        self._measure(entry, result, unit_dim)
+        self._measure(entry, [result], unit_dim)
 
     def saw_non_finite(self) -> bool:
         """Tell whether an output so far is not finite; waits for the device, so ask only when something went wrong."""
@@ -202,9 +206,16 @@ class Watch:
         """
         numbers = [numbers_of(entry) for entry in self.entries]
         values = iter(to_host([one for some in numbers for one in some]))
+        after = self._graph.after([entry.number for entry in self.entries])
         return tuple(
-            reading_of(entry, [next(values) for _ in some], norms.of_weights(weights_of(entry.module)))
-            for entry, some in zip(self.entries, numbers, strict=True)
+            reading_of(
+                entry,
+                [next(values) for _ in some],
+                norms.of_weights(weights_of(entry.module)),
+                after=None if places is None else tuple(self.entries[place].name for place in places),
+                gate=self._graph.is_gate(entry.number),
+            )
+            for entry, some, places in zip(self.entries, numbers, after, strict=True)
         )
 
 

@@ -42,6 +42,7 @@ class Entry:
         self.gates: Tensor | None = None
         self.logit: Tensor | None = None
         self.training = True
+        self.number = 0  # in the graph of the calls
         tracked = batches_tracked_by(module)
         self.tracked = None if tracked is None else tracked.detach().clone()  # the model is put back as it was found
 
@@ -116,7 +117,12 @@ def _split(tensors: list[Tensor], device: torch.device) -> list[tuple[float, ...
 
 
 def reading_of(
-    entry: Entry, numbers: Sequence[tuple[float, ...]], norms: tuple[float | None, float | None]
+    entry: Entry,
+    numbers: Sequence[tuple[float, ...]],
+    norms: tuple[float | None, float | None],
+    *,
+    after: tuple[str, ...] | None,
+    gate: bool,
 ) -> LayerReading:
     """Make a reading.
 
@@ -124,6 +130,8 @@ def reading_of(
         entry: What was seen.
         numbers: Those of `numbers_of`, on the host.
         norms: Of the weights, and of their gradients.
+        after: The calls before it.
+        gate: Whether it is one.
     """
     input_finite, activation, others_finite, gradient, time, gates, logit, tracked = numbers
     stats = dict(zip(ACTIVATION_FIELDS, activation, strict=True))
@@ -154,4 +162,6 @@ def reading_of(
         logit_absmax=logit[0] if logit else None,
         gate_stuck_frac=gates[: len(gates) // 2],
         gate_mean=gates[len(gates) // 2 :],
+        after=after,
+        gate=gate,
     )

@@ -4,7 +4,8 @@ from evengrad.nouns import LayerReading, ParameterReading
 from evengrad.runlog._tables import Number, TableOfMany
 
 # What names a set of layers; everything else may change from step to step, as a batch may be of another size.
-_LAYER = (("name", str), ("kind", str), ("weighted", bool), ("nonlinearity", str | None))
+_LAYER_1 = (("name", str), ("kind", str), ("weighted", bool), ("nonlinearity", str | None))
+_LAYER_2 = (*_LAYER_1, ("after", tuple | None), ("gate", bool))
 
 _NUMBERS_1 = (
     Number(name="numel", kind="int64"),
@@ -34,8 +35,8 @@ _NUMBERS_2 = (
 _LISTS_1 = (("time_grad_rms", "time_steps"),)
 _LISTS_2 = (*_LISTS_1, ("gate_stuck_frac", "gates_stuck"), ("gate_mean", "gates"))
 
-LAYERS_1 = TableOfMany(name="layers", version=1, noun=LayerReading, fixed=_LAYER, numbers=_NUMBERS_1, lists=_LISTS_1)
-LAYERS = TableOfMany(name="layers", version=2, noun=LayerReading, fixed=_LAYER, numbers=_NUMBERS_2, lists=_LISTS_2)
+LAYERS_1 = TableOfMany(name="layers", version=1, noun=LayerReading, fixed=_LAYER_1, numbers=_NUMBERS_1, lists=_LISTS_1)
+LAYERS = TableOfMany(name="layers", version=2, noun=LayerReading, fixed=_LAYER_2, numbers=_NUMBERS_2, lists=_LISTS_2)
 
 WEIGHTS = TableOfMany(
     name="weights",

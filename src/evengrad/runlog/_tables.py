@@ -69,8 +69,8 @@ class TableOfMany(AbstractTable):
         name: The field of `Reading`.
         version: Of the columns; each version that was ever written can be read.
         noun: The class of what is in the tuple.
-        fixed: Fields that say which layer or parameter it is, and their types. They stand in the header; a step where
-            they differ goes to another file.
+        fixed: Fields that say which layer or parameter it is, and their types (a tuple is one of texts). They stand in
+            the header; a step where they differ goes to another file.
         numbers: Fields with one number.
         lists: Fields with a list of numbers, and the column with the length of each.
     """
@@ -97,7 +97,7 @@ class TableOfMany(AbstractTable):
         check_format(self.name, self.version, facts)
         try:
             things = json.loads(facts.get(self.name, ""))
-            key = tuple(tuple(thing[name] for name, _ in self.fixed) for thing in things)
+            key = tuple(tuple(_hashable(thing[name]) for name, _ in self.fixed) for thing in things)
         except (TypeError, KeyError, RecursionError) as err:
             raise ValueError(f"no set of {self.name}") from err
         if not key or not all(map(self._fits, key)):
@@ -148,6 +148,7 @@ class TableOfMany(AbstractTable):
         return all(
             isinstance(value, kind)
             and (kind is not int or (not isinstance(value, bool) and -_LARGEST <= value < _LARGEST))
+            and (not isinstance(value, tuple) or all(isinstance(one, str) for one in value))
             for value, (_, kind) in zip(thing, self.fixed, strict=True)
         )
 
@@ -161,6 +162,10 @@ def check_format(name: str, version: int, facts: Mapping[str, str]) -> None:
     """Raise ValueError when a header is of something else."""
     if (facts.get("format"), facts.get("version")) != (f"evengrad-{name}", str(version)):
         raise ValueError(f"no {name} of version {version}")
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _kind(number: Number, real: Kind) -> Kind:
