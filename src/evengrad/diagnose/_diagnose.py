@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from evengrad.diagnose import rules
 from evengrad.diagnose._abstract import AbstractRule, AbstractRunRule, Sign
 from evengrad.diagnose._choice import codes_of
+from evengrad.diagnose._fresh import starts_far_above_guessing
 from evengrad.diagnose._lasting import lasted
 from evengrad.diagnose._profile import without_call
 from evengrad.diagnose._story import told_as_a_story, without_idle_causes
@@ -131,7 +132,8 @@ def findings_of(record: Record, *, ignore: frozenset[str] = frozenset()) -> tupl
     under a symptom without learning anything, and began to learn when the symptom went away. What is wrong in any case
     (non-finite numbers, a mistake in the loop) is always told; what can be a cause but does no harm by itself is told
     only in a run that is sick, and only if it explains something there. A gradient whose step was skipped has done no
-    harm, so that alone does not make the run end sick.
+    harm, so that alone does not make the run end sick. A single batch of an untrained model is sick if its loss is ten
+    times that of guessing.
 
     Args:
         record: The readings.
@@ -139,13 +141,15 @@ def findings_of(record: Record, *, ignore: frozenset[str] = frozenset()) -> tupl
     """
     asked = [rule for rule in rules.ALL if rule.code not in ignore]
     seen = {rule.code: _signs(rule, record) for rule in asked}
-    sick = any(_is_sick(rule, seen[rule.code], record) for rule in asked)
+    fresh = starts_far_above_guessing(record)
+    sick = fresh or any(_is_sick(rule, seen[rule.code], record) for rule in asked)
     told = [rule for rule in asked if sick or rule.tells == "always"]
     found = [
         _finding(rule, [one for one in seen[rule.code] if sick or not one[1].only_if_sick], record) for rule in told
     ]
     story = told_as_a_story([one for one in found if one is not None])
-    return without_idle_causes(story, {rule.code for rule in asked if rule.tells == "cause"})
+    # of a model that has made no step nothing but causes can be seen
+    return story if fresh else without_idle_causes(story, {rule.code for rule in asked if rule.tells == "cause"})
 
 
 def symptoms_of(reading: Reading, record: Record) -> dict[str, float]:
