@@ -1,5 +1,7 @@
 """EG108 where what comes back is a zero and not nothing: slopes of zero, and a backward that is never called."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -22,7 +24,11 @@ class Cut(nn.Module):
         return self.back(self.between(self.front(inputs)))
 
 
-def trained(model, *, backward=True, steps=5, lr=0.1):
+def trained(model, **settings):
+    return RULE["EG108"].judge(recorded(model, **settings))
+
+
+def recorded(model, *, backward=True, steps=5, lr=0.1):
     torch.manual_seed(0)
     optimizer = torch.optim.SGD(model.parameters(), lr)
     guard = Guard(model, optimizer, clip=False, tell=False, sample_every_steps=1)
@@ -33,7 +39,7 @@ def trained(model, *, backward=True, steps=5, lr=0.1):
             loss.backward()
         optimizer.step()
     guard.detach()
-    return RULE["EG108"].judge(guard.record)
+    return guard.record
 
 
 @pytest.mark.parametrize("between", [torch.round, torch.sign, torch.floor, lambda z: z * 0 + 1.0])
@@ -52,6 +58,12 @@ def test_an_operation_with_a_slope_and_a_straight_through_one_are_silent(between
 def test_a_layer_that_starts_at_zero_passes_zeros_only_until_it_moves():
     assert not trained(Cut(torch.tanh, dead=True)).speaks
     assert not trained(Cut(torch.tanh, dead=True), lr=0.0).speaks
+
+
+def test_in_float16_a_zero_may_be_what_is_too_small_for_it():
+    record = recorded(Cut(torch.round))
+    assert RULE["EG108"].judge(record).speaks
+    assert not RULE["EG108"].judge(replace(record, dtype="float16")).speaks
 
 
 def test_two_sampled_readings_are_not_enough():

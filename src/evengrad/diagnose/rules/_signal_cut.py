@@ -5,6 +5,7 @@ from math import isfinite
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
+from evengrad.diagnose._half import ran_in_float16
 from evengrad.diagnose._initial import layers_as_torch_draws_them, looks_untrained
 from evengrad.diagnose._places import last_layers
 from evengrad.diagnose._profile import WIDEST_DECADES, without_call
@@ -177,6 +178,8 @@ def _zero_front(
     """
     if len(sampled) < FEWEST_SAMPLED or any(is_dead(one) for one in sampled):
         return {}, ""
+    if "float16" in {record.dtype, *(one.dtype for one in sampled[-1].weights)} or any(map(ran_in_float16, sampled)):
+        return {}, ""  # zeros there are what is too small for it
     if any(one.weight_rms == 0.0 and not one.name.endswith("bias") for one in sampled[-1].weights):
         return {}, ""  # it has not moved yet, as in a warm-up
     moved = {
