@@ -1,6 +1,7 @@
 """The weighted layers with the gain of their weights, and the signal that went through them."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import hypot, isfinite, log10, sqrt
 from statistics import median
 
@@ -160,13 +161,25 @@ def depth_of(path: tuple[Gain, ...], reading: Reading) -> Depth | None:
         steps[0] -= log10(path[0].gain)
     middle = median(steps)
     predicted = sum(steps) + middle - max(steps, key=lambda step: abs(step - middle)) if len(steps) > 2 else sum(steps)
+    return Depth(predicted=predicted, forward=_decades(start, path[-1].activation_rms), backward=_backward(path))
+
+
+def _backward(path: tuple[Gain, ...]) -> float | None:
+    """Measure the gradient's growth from the first layer on, to those next to the loss.
+
+    A single step is not depth: branches that are gated lose at the gate what the last layer behind them has, each of
+    them as much and none more than the next one. So what the largest step has beyond the middle one is left out.
+    """
     norms = [one.grad_norm for one in path if one.grad_norm is not None]
     at_loss = max(norms[-3:], default=0.0)
-    return Depth(
-        predicted=predicted,
-        forward=_decades(start, path[-1].activation_rms),
-        backward=_decades(norms[0], at_loss) if len(norms) == len(path) and at_loss > 0.0 else None,
-    )
+    if len(norms) < len(path) or at_loss <= 0.0:
+        return None
+    end = max(range(len(norms) - len(norms[-3:]), len(norms)), key=norms.__getitem__)
+    total = _decades(norms[0], at_loss)
+    steps = [_decades(one, two) for one, two in pairwise(norms[: end + 1])]
+    if len(steps) < 3 or total <= 0.0:
+        return total
+    return total - max(max(steps) - max(median(steps), 0.0), 0.0)
 
 
 def _decades(before: float, after: float) -> float:

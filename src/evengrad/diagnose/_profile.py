@@ -1,9 +1,10 @@
 """The weighted layers in the order of the forward pass, as numbers that compare across layer sizes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log10
 
-from evengrad.nouns import LayerReading, Reading
+from evengrad.nouns import LayerReading
 
 # Gradients below this are on their way to underflow in float32 (smallest normal number 1e-38): a zero further back is
 # then the rest of the same shrinking and not a missing path.
@@ -22,14 +23,14 @@ class Stop:
     activation_rms: float
 
 
-def stops(reading: Reading) -> tuple[Stop, ...]:
+def stops(layers: Sequence[LayerReading]) -> tuple[Stop, ...]:
     """List the weighted layers that a gradient reached, in the order of the forward pass.
 
     A gradient of exactly zero is kept only where the gradient was vanishing already in the layers behind it (then it
     is underflow); otherwise no path leads to that layer, as with a branch whose last layer starts at zero, and that
     is not a matter of depth.
     """
-    weighted = [layer for layer in reading.layers if layer.weighted and layer.grad_norm is not None]
+    weighted = [layer for layer in layers if layer.weighted and layer.grad_norm is not None]
     kept: list[Stop] = []
     behind = float("inf")
     for layer in reversed(weighted):
@@ -41,11 +42,11 @@ def stops(reading: Reading) -> tuple[Stop, ...]:
     return tuple(reversed(kept))
 
 
-def weighted_layers(reading: Reading) -> tuple[Stop, ...]:
+def weighted_layers(layers: Sequence[LayerReading]) -> tuple[Stop, ...]:
     """List all weighted layers in the order of the forward pass, whatever gradient reached them (0 where none did)."""
     return tuple(
         Stop(name=layer.name, grad_norm=layer.grad_norm or 0.0, activation_rms=layer.activation_rms)
-        for layer in reading.layers
+        for layer in layers
         if layer.weighted
     )
 
@@ -62,6 +63,15 @@ def by_module(path: tuple[Stop, ...]) -> tuple[Stop, ...]:
             activation_rms=max(known.activation_rms, stop.activation_rms),
         )
     return tuple(joined.values())
+
+
+def best_of_modules(layers: Sequence[LayerReading]) -> dict[str, float]:
+    """Give the largest gradient norm at a call of each module."""
+    best: dict[str, float] = {}
+    for layer in layers:
+        name = without_call(layer.name)
+        best[name] = max(best.get(name, 0.0), layer.grad_norm or 0.0)
+    return best
 
 
 def without_call(name: str) -> str:

@@ -3,6 +3,7 @@
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
+from evengrad.diagnose._chains import before, chains
 from evengrad.diagnose._profile import Stop, decades_between, weighted_layers
 from evengrad.diagnose.rules._exploding_with_depth import FEWEST_LAYERS, THRESHOLD_DECADES, forward_growth
 from evengrad.nouns import Cure, Evidence, Reading, Record
@@ -52,7 +53,7 @@ class ActivationDrift(AbstractRule):
         bad = next((index for index, layer in enumerate(reading.layers) if not layer.output_finite), None)
         path = tuple(
             Stop(name=layer.name, grad_norm=0.0, activation_rms=layer.activation_rms)
-            for layer in reading.layers[:bad]
+            for layer in (reading.layers if bad is None else before(reading.layers, bad))
             if layer.name != "(model)" and layer.activation_rms > 0.0
         )
         if bad is not None:
@@ -75,9 +76,10 @@ class ActivationDrift(AbstractRule):
 
 
 def _told_by_eg102(reading: Reading) -> bool:
-    weighted = weighted_layers(reading)
-    finite = all(layer.output_finite for layer in reading.layers)
-    return finite and len(weighted) >= FEWEST_LAYERS and forward_growth(weighted)[0] >= THRESHOLD_DECADES
+    if not all(layer.output_finite for layer in reading.layers):
+        return False
+    paths = (weighted_layers(chain) for chain in chains(reading.layers))
+    return any(len(path) >= FEWEST_LAYERS and forward_growth(path)[0] >= THRESHOLD_DECADES for path in paths)
 
 
 def _before_an_overflow(reading: Reading, bad: int, path: tuple[Stop, ...]) -> Sign | None:

@@ -6,6 +6,7 @@ from math import ceil
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
+from evengrad.diagnose._chains import Chain, chains, worst
 from evengrad.diagnose._profile import Stop, decades_between, finite_readings, stops, weighted_layers
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
@@ -35,9 +36,11 @@ class ExplodingWithDepth(AbstractRule):
         Clipping the gradients stops the blow-up but not the cause: the first steps then only undo the weights.
 
     False alarms:
-        Networks of fewer than four weighted layers are not judged. Large inputs alone do not count: growth is
-        measured from the first quarter of them on. What small embeddings gain in the first normalisation stays below
-        the threshold, and a single layer out of line is not growth with depth.
+        Networks of fewer than four weighted layers are not judged. Layers are compared along one way of the graph only:
+        of two heads, two towers or two calls of the model each is judged by itself, and where ways part, what lies
+        before belongs to that which brings the larger gradient. Large inputs alone do not count: growth is measured
+        from the first quarter of them on. What small embeddings gain in the first normalisation stays below the
+        threshold, and a single layer out of line is not growth with depth.
 
     Source:
         Bengio, Simard and Frasconi 1994, doi:10.1109/72.279181; He et al. 2015, arXiv 1502.01852, section 2.2.
@@ -50,21 +53,10 @@ class ExplodingWithDepth(AbstractRule):
     tells: ClassVar[Tells] = "harm"
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
-        """Take the larger of the forward and the backward growth."""
-        path, reached = weighted_layers(reading), stops(reading)
-        if len(path) < FEWEST_LAYERS or not finite_readings(reading.layers):
+        """Take the larger of the forward and the backward growth, of the worst chain."""
+        if not finite_readings(reading.layers):
             return None
-        forward = forward_growth(path)
-        if len(reached) < FEWEST_LAYERS:
-            # Half a judgement: it can accuse, but not acquit.
-            return _told("activations", path, forward) if forward[0] >= THRESHOLD_DECADES else None
-        backward = _backward(reached)
-        growth = max(forward[0], backward[0])
-        if growth < THRESHOLD_DECADES:
-            return Sign(decades=max(growth, 0.0))
-        if forward[0] >= backward[0]:
-            return _told("activations", path, forward)
-        return _told("gradient", reached, backward)
+        return worst(map(_judged, chains(reading.layers)))
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose weights, then normalisation."""
@@ -76,6 +68,23 @@ class ExplodingWithDepth(AbstractRule):
             Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
             Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
         )
+
+
+def _judged(chain: Chain) -> Sign | None:
+    path, reached = weighted_layers(chain), stops(chain)
+    if len(path) < FEWEST_LAYERS:
+        return None
+    forward = forward_growth(path)
+    if len(reached) < FEWEST_LAYERS:
+        # Half a judgement: it can accuse, but not acquit.
+        return _told("activations", path, forward) if forward[0] >= THRESHOLD_DECADES else None
+    backward = _backward(reached)
+    growth = max(forward[0], backward[0])
+    if growth < THRESHOLD_DECADES:
+        return Sign(decades=max(growth, 0.0))
+    if forward[0] >= backward[0]:
+        return _told("activations", path, forward)
+    return _told("gradient", reached, backward)
 
 
 def _told(what: str, path: tuple[Stop, ...], growth: tuple[float, Stop, Stop]) -> Sign:

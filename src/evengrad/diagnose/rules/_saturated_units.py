@@ -30,8 +30,9 @@ class SaturatedUnits(AbstractRule):
         during training (ScaleLearningRate).
 
     False alarms:
-        Gates inside recurrent modules are not looked at: they are meant to close. The output of a network is not
-        judged: a classifier that is sure of itself has a saturated sigmoid at its end.
+        Gates are not looked at, neither those inside recurrent modules nor functions whose output only multiplies
+        others (highways, squeeze-and-excite): they are meant to close. The output of a network is not judged: a
+        classifier that is sure of itself has a saturated sigmoid at its end.
 
     Source:
         Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks, section 3.
@@ -48,7 +49,8 @@ class SaturatedUnits(AbstractRule):
         judged = [
             (layer, layer.saturated_frac)
             for index, layer in enumerate(reading.layers)
-            if layer.saturated_frac is not None and layer.output_finite and _goes_on(layer, reading.layers[index + 1 :])
+            if layer.saturated_frac is not None and layer.output_finite and not layer.gate
+            if _goes_on(layer, reading.layers[index + 1 :])
         ]
         if not judged:
             return None

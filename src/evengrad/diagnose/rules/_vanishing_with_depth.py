@@ -1,13 +1,16 @@
 """EG101: the gradient shrinks on its way to the first layers."""
 
+from collections.abc import Mapping
 from itertools import takewhile
 from math import ceil
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
+from evengrad.diagnose._chains import Chain, chains, worst
 from evengrad.diagnose._profile import (
     WIDEST_DECADES,
     Stop,
+    best_of_modules,
     by_module,
     decades_between,
     finite_readings,
@@ -43,11 +46,12 @@ class VanishingWithDepth(AbstractRule):
         normalisation between the layers (AddNormalization), shortcuts around them (AddResidual).
 
     False alarms:
-        Networks of fewer than four weighted layers are not judged. A side branch at the front whose gate starts at
-        zero gets exactly no gradient and is left out of the profile. A layer that is called many times, such as a cell
-        in a loop over time steps, counts once, by the call that is reached best: its weights learn from that one. A
-        network that has converged has small gradients everywhere: the profile is relative, so that alone does not
-        make the rule speak.
+        Networks of fewer than four weighted layers are not judged. Layers are compared along one way of the graph only:
+        of two heads, two towers or two calls of the model each is judged by itself, whatever the weight of its loss. A
+        side branch at the front whose gate starts at zero gets exactly no gradient and is left out of the profile. A
+        layer that is called many times, such as a cell in a loop over time steps, counts once, by the call that is
+        reached best: its weights learn from that one. A network that has converged has small gradients everywhere: the
+        profile is relative, so that alone does not make the rule speak.
 
     Source:
         Hochreiter 1991, diploma thesis (in German); Bengio, Simard and Frasconi 1994, doi:10.1109/72.279181;
@@ -61,41 +65,11 @@ class VanishingWithDepth(AbstractRule):
     tells: ClassVar[Tells] = "harm"
 
     def sign(self, reading: Reading, record: Record) -> Sign | None:
-        """Compare the best-reached layer of the first quarter with the layers next to the loss."""
-        path = by_module(stops(reading))
+        """Compare the best-reached layer of the first quarter of each chain with the layers next to the loss."""
         if not finite_readings(reading.layers):
             return None
-        if len(path) < FEWEST_LAYERS:
-            return _faded(weighted_layers(reading))
-        at_loss = max(stop.grad_norm for stop in path[-3:])
-        if at_loss == 0.0:
-            return None
-        best_in_front = max(stop.grad_norm for stop in path[: ceil(len(path) / 4)])
-        drop = decades_between(best_in_front, at_loss)
-        if drop < THRESHOLD_DECADES:
-            return Sign(decades=max(drop, 0.0))
-        starved: list[str] = []
-        for stop in path:
-            if decades_between(stop.grad_norm, at_loss) < THRESHOLD_DECADES:
-                break
-            starved.append(stop.name)
-        first, last = path[0], path[-1]
-        total = decades_between(first.grad_norm, at_loss)
-        return Sign(
-            decades=drop,
-            speaks=True,
-            where=tuple(starved),
-            message=(
-                f"on its way back from `{last.name}` to `{first.name}` the gradient shrinks by {total:.1f} decades "
-                f"({at_loss:.1e} to {first.grad_norm:.1e}), {total / (len(path) - 1):.2f} per layer; "
-                f"{len(starved)} of {len(path)} weighted layers cannot learn"
-            ),
-            evidence=(
-                Evidence(name=f"gradient norm at the output of {last.name}", value=last.grad_norm),
-                Evidence(name=f"gradient norm at the output of {first.name}", value=first.grad_norm),
-                Evidence(name="drop to the best-reached layer of the first quarter", value=drop, unit="decades"),
-            ),
-        )
+        best = best_of_modules(reading.layers)
+        return worst(_judged(chain, best) for chain in chains(reading.layers))
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose weights, activation, normalisation, shortcuts."""
@@ -107,6 +81,37 @@ class VanishingWithDepth(AbstractRule):
             Cure(treatment="AddNormalization"),
             Cure(treatment="AddResidual"),
         )
+
+
+def _judged(chain: Chain, best: Mapping[str, float]) -> Sign | None:
+    """Judge one chain; a module that is called in others too learns from the call that is reached best."""
+    path = by_module(stops(chain))
+    if len(path) < FEWEST_LAYERS:
+        return _faded(weighted_layers(chain))
+    at_loss = max(stop.grad_norm for stop in path[-3:])
+    if at_loss == 0.0:
+        return None
+    drop = decades_between(max(best[stop.name] for stop in path[: ceil(len(path) / 4)]), at_loss)
+    if drop < THRESHOLD_DECADES:
+        return Sign(decades=max(drop, 0.0))
+    starved = list(takewhile(lambda stop: decades_between(best[stop.name], at_loss) >= THRESHOLD_DECADES, path))
+    first, last = path[0], path[-1]
+    total = decades_between(first.grad_norm, at_loss)
+    return Sign(
+        decades=drop,
+        speaks=True,
+        where=tuple(stop.name for stop in starved),
+        message=(
+            f"on its way back from `{last.name}` to `{first.name}` the gradient shrinks by {total:.1f} decades "
+            f"({at_loss:.1e} to {first.grad_norm:.1e}), {total / (len(path) - 1):.2f} per layer; "
+            f"{len(starved)} of {len(path)} weighted layers cannot learn"
+        ),
+        evidence=(
+            Evidence(name=f"gradient norm at the output of {last.name}", value=last.grad_norm),
+            Evidence(name=f"gradient norm at the output of {first.name}", value=first.grad_norm),
+            Evidence(name="drop to the best-reached layer of the first quarter", value=drop, unit="decades"),
+        ),
+    )
 
 
 def _faded(path: tuple[Stop, ...]) -> Sign | None:
