@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -221,3 +222,25 @@ def test_the_data_are_not_blamed_where_the_steps_are_next_to_nothing(course, sai
     others = frozenset(BY_CODE) - {"EG804"}
     (alone,) = findings_of(record, ignore=others)
     assert ("look at the data" in alone.message) == (said == "")
+
+
+# --- EG804: all losses where the sampled batches are too few; EG606: until the first decade is lost ---
+
+
+@pytest.mark.parametrize(("level", "speaks"), [(1.04, True), (0.965, False)])
+def test_all_losses_are_asked_where_the_sampled_batches_are_too_few_to_be_sure(level, speaks):
+    record = run(400, lambda step: math.log(2) * noisy(level, 0.1)(step), ratio=lambda _: 0.01)
+    few = [one if one.step % 50 == 0 else replace(one, ends=None) for one in record.readings]
+    assert BY_CODE["EG804"].judge(replace(record, readings=tuple(few))).speaks == speaks
+
+
+@pytest.mark.parametrize(("faster", "speaks"), [(1.0, True), (2.5, True), (4.0, False)])
+def test_weights_that_rest_at_their_floor_shrank_as_the_decay_says_until_the_first_decade_was_lost(faster, speaks):
+    record = run(400, noisy(math.log(2)), setup=replace(SGD, weight_decay=1.0))
+    readings = [
+        replace(one, weights=(replace(one.weights[0], weight_rms=max(0.5 * 0.9 ** (faster * one.step), 1e-8)),))
+        for one in record.readings
+    ]
+    sign = BY_CODE["EG606"].judge(replace(record, readings=tuple(readings)))
+    assert sign.speaks == speaks
+    assert not speaks or "where the decay alone would take" in sign.message

@@ -1,5 +1,7 @@
 """The loss of a run against that of the best constant prediction: whether anything has been learnt from the inputs."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, log, prod, sqrt
@@ -31,17 +33,25 @@ class Level:
         error: Standard error of the ratio.
         swing: Standard deviation of single losses, relative to their mean, beyond what the constant does on the same
             batches.
+        pooled: The same of all losses, not only those of the sampled batches; None where it adds nothing.
     """
 
     ratio: float
     error: float
     swing: float
+    pooled: Level | None = None
 
     @property
     def no_better(self) -> bool:
-        """Whether the loss is surely less than 5 % better than the constant, and not significantly better at all."""
+        """Whether the loss is surely less than 5 % better than the constant, and not significantly better at all.
+
+        Where the sampled batches are too few to be sure, all losses may be; but not where either are better.
+        """
         better = 1.0 - self.ratio
-        return better <= SIGMAS * self.error and better + SIGMAS * self.error <= NO_BETTER_FRAC
+        if better > SIGMAS * self.error:
+            return False
+        sure = better + SIGMAS * self.error <= NO_BETTER_FRAC
+        return sure or (self.pooled is not None and self.pooled.no_better)
 
 
 def against_constant(record: Record) -> Level | None:
@@ -58,16 +68,20 @@ def against_constant(record: Record) -> Level | None:
     middle = (record.readings[0].step + record.readings[-1].step) / 2
     late = [reading for reading in sampled(record, middle) if _is_alone(reading)]
     pairs = _pairs(late)
-    if len(pairs) >= FEWEST_BATCHES:
-        return _level(pairs)
+    paired = _level(pairs) if len(pairs) >= FEWEST_BATCHES else None
     losses = [one.loss for one in record.readings if one.loss is not None and one.step >= middle and isfinite(one.loss)]
     everywhere = [reading for reading in sampled(record) if _is_alone(reading)]
     if len(everywhere) < FEWEST_BATCHES or len(losses) < FEWEST_LOSSES:
-        return None
+        return paired
     constants = [constant for _, constant in _pairs(everywhere)]
     if len(constants) < FEWEST_BATCHES:
         uniform = _uniform(everywhere, next((one.loss for one in record.readings if one.loss is not None), 0.0))
-        return None if uniform is None else _level([(loss, uniform) for loss in losses])
+        return paired or (None if uniform is None else _level([(loss, uniform) for loss in losses]))
+    pooled = _pooled(losses, constants)
+    return pooled if paired is None else replace(paired, pooled=pooled)
+
+
+def _pooled(losses: Sequence[float], constants: Sequence[float]) -> Level:
     constant, error = fmean(constants), stdev(constants) / sqrt(len(constants))
     level = _level([(loss, constant) for loss in losses])
     return replace(level, error=sqrt(level.error**2 + (level.ratio * error / constant) ** 2))

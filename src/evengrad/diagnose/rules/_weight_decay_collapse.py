@@ -70,11 +70,15 @@ class WeightDecayCollapse(AbstractRunRule):
         trend = trend_of(record)
         if trend is None:
             return None
-        shrunk, predicted = -sizes[-1], _predicted(record, decay)
+        shrunk = -sizes[-1][1]
         adaptive = is_of_adams_kind(record.setup.optimizer) and not record.setup.optimizer.endswith("W")
-        agrees = adaptive or predicted / AGREES <= shrunk <= predicted * AGREES
-        if shrunk >= SHRUNK_DECADES and agrees and _falls_all_the_time(sizes) and _no_gain(trend):
-            return _told(readings, shrunk, predicted, decay)
+        gone = next((at for at, (_, size) in enumerate(sizes) if size <= -SHRUNK_DECADES), None)
+        if shrunk >= SHRUNK_DECADES and gone and _no_gain(trend):
+            before, (step, size) = sizes[gone - 1][0], sizes[gone]
+            least, predicted = _predicted(record, decay, before), _predicted(record, decay, step)
+            agrees = least <= AGREES * SHRUNK_DECADES and -size <= AGREES * predicted
+            if (adaptive or agrees) and _falls_all_the_time([one for _, one in sizes[: gone + 1]]):
+                return _told(readings, shrunk, decay, None if adaptive else (step, -size, predicted))
         if shrunk < SHRUNK_DECADES and not adaptive and _forgets(record, decay) and _stays(trend, shrunk):
             return _held_down(readings, shrunk, decay, trend)
         return Sign(decades=max(shrunk, 0.0))
@@ -84,7 +88,7 @@ class WeightDecayCollapse(AbstractRunRule):
         return ()
 
 
-def _sizes(readings: Sequence[Reading]) -> list[float]:
+def _sizes(readings: Sequence[Reading]) -> list[tuple[int, float]]:
     """Follow the size of the matrices: the median, in decades, of what it is of that at the first sampled step."""
     first = {
         one.name: one.weight_rms for one in readings[0].weights if one.fan_in > 0 and gain_of(one) >= SMALLEST_GAIN
@@ -94,7 +98,7 @@ def _sizes(readings: Sequence[Reading]) -> list[float]:
         ratios = [one.weight_rms / first[one.name] for one in reading.weights if one.name in first]
         finite = [max(ratio, 1e-30) for ratio in ratios if isfinite(ratio)]
         if finite:
-            found.append(log10(median(finite)))
+            found.append((reading.step, log10(median(finite))))
     return found
 
 
@@ -139,21 +143,34 @@ def _held_down(readings: Sequence[Reading], shrunk: float, decay: float, trend: 
     )
 
 
-def _predicted(record: Record, decay: float) -> float:
-    """Decades that the weights lose if nothing but the decay acts: each step takes the rate times the decay of them."""
-    rates = [max(one.lrs) for one in thinned(record.readings) if one.lrs and isfinite(max(one.lrs))]
+def _predicted(record: Record, decay: float, until: int) -> float:
+    """Decades that the weights lose by a step if only the decay acts: each takes the rate times the decay of them.
+
+    A momentum m adds up what is added to the gradient, to 1 / (1 - m) of it.
+    """
+    seen = [one for one in thinned(record.readings) if one.lrs and one.step <= until]
+    rates = [max(one.lrs) for one in seen if isfinite(max(one.lrs))]
     if not rates:
         return 0.0
-    steps = record.readings[-1].step - record.readings[0].step
-    return sum(rate / len(rates) for rate in rates) * steps * decay / log(10.0)
+    steps = until - record.readings[0].step
+    plain = record.setup is not None and not is_of_adams_kind(record.setup.optimizer)
+    momentum = min(record.setup.momentum, 0.999) if record.setup is not None and plain else 0.0
+    return sum(rate / len(rates) for rate in rates) * steps * decay / (1.0 - momentum) / log(10.0)
 
 
 def _no_gain(trend: Trend) -> bool:
     return not trend.fell or (trend.level is not None and trend.level.no_better)
 
 
-def _told(readings: Sequence[Reading], shrunk: float, predicted: float, decay: float) -> Sign:
+def _told(
+    readings: Sequence[Reading], shrunk: float, decay: float, first_decade: tuple[int, float, float] | None
+) -> Sign:
     first, last = readings[0], readings[-1]
+    how = evidence = None
+    if first_decade is not None:
+        step, lost, predicted = first_decade
+        how = f" (by {lost:.1f} until step {step}, where the decay alone would take {predicted:.1f})"
+        evidence = Evidence(name=f"what the decay alone would take until step {step}", value=predicted, unit="decades")
     before = {one.name: one.weight_rms for one in first.weights}
     names = [
         one.name
@@ -165,13 +182,13 @@ def _told(readings: Sequence[Reading], shrunk: float, predicted: float, decay: f
         speaks=True,
         where=tuple(names),
         message=(
-            f"the weights have shrunk by {shrunk:.1f} decades in {last.step - first.step} steps, where a weight decay "
-            f"of {decay:.2g} alone would take {predicted:.1f}, and the loss has not gained by it"
+            f"the weights have shrunk by {shrunk:.1f} decades in {last.step - first.step} steps under a weight decay "
+            f"of {decay:.2g}{how or ''}, and the loss has not gained by it"
         ),
         evidence=(
             Evidence(name="weights at the end over weights at the start, median", value=10**-shrunk),
             Evidence(name="weight decay", value=decay),
-            Evidence(name="what the decay alone would take", value=predicted, unit="decades"),
+            *(() if evidence is None else (evidence,)),
         ),
         when=(first.step, last.step),
         cause=f"a weight decay of {decay:.2g} at a learning rate of {max(first.lrs, default=float('nan')):.2g}",
