@@ -81,8 +81,8 @@ class Guard:
         sample_every_steps: When to look inside, so that the rules for depth, units, weights, data and the loop can
             speak of this run. At a sampled step layers, weights, what the step does to them, the model's input and
             output, the graph of the loss and a gradient that was left over are read from samples of their elements.
-            `auto`: each of the first 8 steps, every 25th to step 100, every 50th to step 1,000, every 100th later, and
-            4 in a row when something moves: a sampled step takes 1.1 to 1.2 plain ones, and 1.9 where a thousand layers
+            `auto`: each of the first 8 steps, one in 25 to step 100, one in 50 to step 1,000, one in 100 later, and 4
+            in a row when something moves: a sampled step takes 1.1 to 1.2 plain ones, and 1.9 where a thousand layers
             are tiny, so that it is about 1 % of the first 200 steps (6 %) and 0.2 % later (1 %). A number: every so
             many steps; None never. On the other steps no hook is on any module. A compiled model shows its layers to a
             number only, for these forwards run eagerly then, which rounds in another way.

@@ -21,6 +21,9 @@ RECENT_STEPS = 50
 FEWEST_STEPS = 20  # before a range can be spoken of
 RENEW_STEPS = 10  # how long a range holds before it is worked out anew
 DEVIATIONS = 6.0
+# Multiples of the golden ratio, modulo 1, are spread as evenly as can be (Knuth 1973, section 6.4); here in 32 bits.
+GOLDEN = 2654435769
+WORD = 1 << 32
 
 
 @final
@@ -28,10 +31,11 @@ class Schedule:
     """Choose the steps at which layers, weights and ends are sampled.
 
     `auto`: each of the first 8 steps, for a wrong initialisation, a cut graph or a forgotten `zero_grad` shows at once
-    and a run may not live longer; then every 25th to step 100, every 50th to step 1,000, and every 100th after that. A
-    sampled step takes 1.1 to 1.2 plain ones, and 1.9 where a thousand layers are tiny (`benchmarks/probe_cost.py`): 13
-    of the first 200 steps make these 0.4 to 1.5 % longer (6 %), 29 of the first 1,000 0.3 to 0.6 % (3 %), and later it
-    is 0.1 to 0.2 % (1 %).
+    and a run may not live longer; then one in 25 to step 100, one in 50 to step 1,000, and one in 100 after that. Which
+    one of an interval changes from one to the next, the same way in every run: where two losses take turns both are
+    sampled. A sampled step takes 1.1 to 1.2 plain ones, and 1.9 where a thousand layers are tiny
+    (`benchmarks/probe_cost.py`): 13 of the first 200 steps make these 0.4 to 1.5 % longer (6 %), 29 of the first 1,000
+    0.3 to 0.6 % (3 %), and later it is 0.1 to 0.2 % (1 %).
 
     A burst of 4 steps in a row begins when something moves: a step is skipped, or the loss or the gradient norm leaves
     the range of the last 50 steps. That ends 6 median absolute deviations above the median, of their logarithms (4
@@ -76,7 +80,7 @@ class Schedule:
         if age < DENSE_STEPS or step in self._burst:
             return True
         every = next((every for until, every in STAGES if age < until), LATER_STEPS)
-        return age % every == 0
+        return age % every == place_in(age // every, every)
 
     def note(self, *, loss: float | None, norm: float | None, skipped: bool, now: int) -> None:
         """Take in what a step has shown; where the device decides it is known some steps late.
@@ -96,6 +100,16 @@ class Schedule:
     def burst_ends(self, step: int) -> bool:
         """Whether a step was the last of a burst."""
         return len(self._burst) > 0 and step == self._burst.stop - 1
+
+
+def place_in(interval: int, every: int) -> int:
+    """Choose a step of an interval: even shares of all places, and no period of a training that meets only one.
+
+    Args:
+        interval: Its number.
+        every: How many steps it has.
+    """
+    return (interval * GOLDEN % WORD) * every // WORD
 
 
 @final
