@@ -32,6 +32,56 @@ def zero(name, grad=0.0, grad_spread=0.0):
 HEAD = matrix("head.weight")
 
 
+VANISHED = tuple(
+    LayerReading(name=f"v{index}", kind="Linear", weighted=True, numel=1, grad_rms=grad, activation_rms=1.0)
+    for index, grad in enumerate((1e-6, 1e-4, 1e-2, 1.0))
+)
+
+
+# --- EG301: a single living unit ---
+
+
+def narrow(dead, *, units=5, name="1", observations=64, nonlinearity="relu"):
+    return LayerReading(
+        name=name, kind="ReLU", nonlinearity=nonlinearity, units=units, observations=observations, dead_frac=dead
+    )
+
+
+BEHIND = LayerReading(name="2", kind="Linear", weighted=True, grad_rms=1.0, activation_rms=1.0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "speaks"),
+    [
+        ((narrow(0.800000011920929), BEHIND), True),
+        ((narrow(0.6), BEHIND), False),
+        ((narrow(0.75, units=4), BEHIND), True),
+        ((narrow(2 / 3, units=3), BEHIND), False),
+        ((narrow(8 / 9, units=9), BEHIND), True),
+        ((BEHIND, narrow(0.8)), False),  # the output of the network
+        ((narrow(0.8, nonlinearity="gelu"), BEHIND), None),
+        ((narrow(0.8, observations=31), BEHIND), None),
+    ],
+)
+def test_a_layer_with_a_single_living_unit_in_front_of_another_is_a_choke(layers, speaks):
+    seen = BY_CODE["EG301"].sign(Reading(layers=layers), Record())
+    assert (seen if seen is None else seen.speaks) == speaks
+    assert not speaks or (seen.where, seen.only_if_sick) == (("1",), True)
+
+
+def test_a_choke_is_told_in_a_sick_run_and_explains_it():
+    flat = [Reading(step=step, loss=1.0, layers=(narrow(0.8), BEHIND)) for step in range(3)]
+    assert findings_of(Record(readings=tuple(flat))) == ()
+    sick = [replace(one, layers=(narrow(0.8), narrow(1.0, name="3"), BEHIND)) for one in flat]
+    (finding,) = findings_of(Record(readings=tuple(sick)))
+    assert (finding.where, finding.severity) == (("1", "3"), "critical")
+    ended = [*flat, replace(sick[0], step=9, layers=(narrow(0.8), VANISHED[0], *VANISHED))]
+    assert [(one.code, one.follows) for one in findings_of(Record(readings=tuple(ended)))] == [
+        ("EG301", ()),
+        ("EG101", ("EG301",)),
+    ]
+
+
 # --- EG303 ---
 
 

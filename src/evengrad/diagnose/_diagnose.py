@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from evengrad.diagnose import rules
@@ -149,7 +149,7 @@ def findings_of(record: Record, *, ignore: frozenset[str] = frozenset()) -> tupl
     ]
     story = told_as_a_story([one for one in found if one is not None])
     # of a model that has made no step nothing but causes can be seen
-    return story if fresh else without_idle_causes(story, {rule.code for rule in asked if rule.tells == "cause"})
+    return story if fresh else without_idle_causes(story, {rule.code for rule in asked if _is_cause(rule, seen)})
 
 
 def symptoms_of(reading: Reading, record: Record) -> dict[str, float]:
@@ -175,9 +175,16 @@ def _is_sick(rule: Rule, seen: list[tuple[Reading, Sign]], record: Record) -> bo
         return False
     if rule.tells == "always":
         return any(sign.speaks and sign.severity == "critical" and not sign.only_if_sick for _, sign in seen)
+    if any(sign.only_if_sick for _, sign in seen):
+        seen = [(reading, replace(sign, speaks=sign.speaks and not sign.only_if_sick)) for reading, sign in seen]
     if not seen or seen[-1][1].speaks:
         return bool(seen)
     return isinstance(rule, AbstractRule) and lasted(seen, record) is not None
+
+
+def _is_cause(rule: Rule, seen: Mapping[str, list[tuple[Reading, Sign]]]) -> bool:
+    """Tell whether all that a rule says of a run is a cause at the most."""
+    return rule.tells == "cause" or all(sign.only_if_sick for _, sign in seen[rule.code] if sign.speaks)
 
 
 def _finding(rule: Rule, seen: list[tuple[Reading, Sign]], record: Record) -> Finding | None:
