@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import prod, sqrt
 from typing import Any, final
 
@@ -23,6 +24,8 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 OF_UNITS = (nn.Linear, nn.Bilinear, *CONVOLUTIONS, *RECURRENT)  # a row is a unit even where it has one element only
 HEAD = 2  # numbers before all others: whether a step was seen, and what the loss was scaled with
 FLAGS = 3  # of each parameter: density and sampled elements of its gradient, whether they are those of the weight
+WIDE = (torch.float64, torch.complex128)
+CHEAP = 1 << 14  # elements of padding that are reduced in less time than forty operations take to start
 NO_GRADIENT = (-1.0, 0.0, 0.0)
 
 
@@ -225,14 +228,14 @@ class WeightSampler:
             value = plain(parameter)
             if value is not None and value.is_floating_point() and value.numel():
                 cuts[name] = Cut(value, _unit_dim(parameter, modules[name]), parameter.dtype)
-        keys = {name: _key(self._parameters[name], cut) for name, cut in cuts.items()}
+        keys = _keys({name: (self._parameters[name], cut) for name, cut in cuts.items()})
         order = sorted(cuts, key=keys.__getitem__)
         self._facts = [_facts(name, self._parameters[name], modules[name]) for name in names]
         self._groups = []
         for (_, _, width), members in groupby(order, key=lambda name: keys[name][:3]):
             found = list(members)
             parameters = [self._parameters[name] for name in found]
-            dtype = torch.float64 if parameters[0].dtype in (torch.float64, torch.complex128) else torch.float32
+            dtype = torch.float64 if parameters[0].dtype in WIDE else torch.float32
             rows = Rows([cuts[name] for name in found], parameters[0].device, dtype, width)
             self._groups.append((rows, parameters))
         self._seat(order, cuts, modules)
@@ -327,9 +330,26 @@ def _modules_of(model: nn.Module) -> dict[int, nn.Module]:
     return found
 
 
-def _key(parameter: nn.Parameter, cut: Cut) -> tuple[str, bool, int, int, int]:
-    wide = parameter.dtype in (torch.float64, torch.complex128)
-    return str(parameter.device), wide, width_for(cut.count), cut.rows, cut.columns
+def _keys(sampled: Mapping[str, tuple[nn.Parameter, Cut]]) -> dict[str, tuple[str, bool, int, int, int]]:
+    """Say with what each parameter is reduced: device, precision and width; then in which order, by shape.
+
+    Few samples are reduced with wider ones: that costs less than operations of their own.
+    """
+    kinds = {name: (str(one.device), one.dtype in WIDE, width_for(cut.count)) for name, (one, cut) in sampled.items()}
+    counts = Counter(kinds.values())
+    joined: dict[tuple[str, bool, int], int] = {}
+    ascending = sorted(counts)
+    for kind, wider in pairwise(ascending):
+        if kind[:2] == wider[:2] and counts[kind] * (wider[2] - kind[2]) <= CHEAP:
+            counts[wider] += counts[kind]
+            joined[kind] = wider[2]
+    for kind in reversed(ascending):
+        if kind in joined:
+            joined[kind] = joined.get((*kind[:2], joined[kind]), joined[kind])
+    return {
+        name: (*kind[:2], joined.get(kind, kind[2]), sampled[name][1].rows, sampled[name][1].columns)
+        for name, kind in kinds.items()
+    }
 
 
 def _real(tensor: Tensor) -> Tensor:
