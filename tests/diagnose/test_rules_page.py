@@ -28,7 +28,9 @@ def page():
     for one in rules.ALL:
         text = inspect.getdoc(type(one)) or ""
         title, _, rest = text.partition("\n\n")
-        rest = re.sub(r"^(\w[\w ]*):\n((?:    .*\n?|\n)+)", lambda match: _section(match[1], match[2]), rest, flags=re.M)
+        rest = re.sub(
+            r"^(\w[\w ]*):\n((?:    .*\n?|\n)+)", lambda match: _section(match[1], match[2]), rest, flags=re.M
+        )
         parts.append(f'<a id="{one.code.lower()}"></a>\n\n## {one.code} {title}\n\n{rest.strip()}')
     return "\n\n".join(parts) + "\n"
 
