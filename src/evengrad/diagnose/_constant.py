@@ -34,12 +34,14 @@ class Level:
         swing: Standard deviation of single losses, relative to their mean, beyond what the constant does on the same
             batches.
         pooled: The same of all losses, not only those of the sampled batches; None where it adds nothing.
+        carries: Whether the output is known to carry something of the target, whatever the noise of the loss hides.
     """
 
     ratio: float
     error: float
     swing: float
     pooled: Level | None = None
+    carries: bool = False
 
     @property
     def no_better(self) -> bool:
@@ -48,7 +50,7 @@ class Level:
         Where the sampled batches are too few to be sure, all losses may be; but not where either are better.
         """
         better = 1.0 - self.ratio
-        if better > SIGMAS * self.error:
+        if self.carries or better > SIGMAS * self.error:
             return False
         sure = better + SIGMAS * self.error <= NO_BETTER_FRAC
         return sure or (self.pooled is not None and self.pooled.no_better)
@@ -115,7 +117,13 @@ def _level(pairs: Sequence[tuple[float, float]]) -> Level:
     constant, mean = fmean(constant for _, constant in pairs), fmean(loss for loss, _ in pairs)
     ratio = mean / constant
     left = stdev(loss - ratio * constant for loss, constant in pairs)
-    return Level(ratio=ratio, error=left / (constant * sqrt(len(pairs))), swing=left / mean if mean > 0.0 else 0.0)
+    error = left / (constant * sqrt(len(pairs))) * _few(len(pairs) - 1)
+    return Level(ratio=ratio, error=error, swing=left / mean if mean > 0.0 else 0.0)
+
+
+def _few(degrees: int) -> float:
+    """How much wider two standard errors must be where they are estimated from few numbers: t (Cornish and Fisher)."""
+    return 1.0 + 1.25 / degrees + 1.53 / degrees**2 + 1.43 / degrees**3
 
 
 def freed_of_fit(ends: Ends) -> float | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from math import hypot, inf, isfinite, sqrt
 from statistics import fmean, median
 
-from evengrad.diagnose._constant import Level, against_constant
+from evengrad.diagnose._constant import Level
+from evengrad.diagnose._signal import level_of
 from evengrad.nouns import Record
 
 FEWEST_LOSSES = 10
@@ -62,7 +63,7 @@ class Trend:
         rate_died: Step from which on the learning rate is below a thousandth of its largest, if that is for more than
             half of the run; the first step if it was 0 all the time.
         level: The loss relative to that of the best constant prediction, in the second half of the run; None where
-            nothing is known of it. See `against_constant`.
+            nothing is known of it. See `level_of`.
     """
 
     count: int
@@ -177,7 +178,7 @@ def trend_of(record: Record) -> Trend | None:
         full_steps=full_steps,
         warming_up=warming_up,
         rate_died=_died_at(rates),
-        level=against_constant(record),
+        level=level_of(record),
     )
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._ends import CROSS_ENTROPIES, form_of, sampled
 from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._streams import of_all
 from evengrad.diagnose._trend import SIGNIFICANT_SIGMAS, Trend, losses_of, trend_of
 from evengrad.nouns import Cure, Evidence, Record
 
@@ -57,6 +58,9 @@ class Divergence(AbstractRunRule):
 
     def judge(self, record: Record) -> Sign | None:
         """Hold the end of the loss against its start."""
+        return of_all(self._of_one, record)
+
+    def _of_one(self, record: Record) -> Sign | None:
         told = losses_of(record)
         overflown = _before_overflow(told)
         if overflown is not None:

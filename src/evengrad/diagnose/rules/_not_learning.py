@@ -7,6 +7,7 @@ from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._constant import Level
 from evengrad.diagnose._level import at_constant, came_down, falls, has_ended, is_young, never_moved, stuck_at_constant
 from evengrad.diagnose._movement import sampled, way_of
+from evengrad.diagnose._streams import of_all
 from evengrad.diagnose._trend import Trend, trend_of
 from evengrad.diagnose._wording import figures
 from evengrad.diagnose.rules._learning_rate_too_low import NOWHERE
@@ -57,6 +58,9 @@ class NotLearning(AbstractRunRule):
 
     def judge(self, record: Record) -> Sign | None:
         """Hold the loss against the constant."""
+        return of_all(self._of_one, record)
+
+    def _of_one(self, record: Record) -> Sign | None:
         trend = trend_of(record)
         if trend is None:
             return None

@@ -4,6 +4,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._level import falls, is_young
+from evengrad.diagnose._streams import of_all
 from evengrad.diagnose._trend import Trend, losses_of, trend_of
 from evengrad.diagnose._wording import figures
 from evengrad.nouns import Cure, Evidence, Record
@@ -50,6 +51,9 @@ class Oscillation(AbstractRunRule):
 
     def judge(self, record: Record) -> Sign | None:
         """Hold the swing against the level."""
+        return of_all(self._of_one, record)
+
+    def _of_one(self, record: Record) -> Sign | None:
         trend = trend_of(record)
         if trend is None or is_young(trend):
             return None

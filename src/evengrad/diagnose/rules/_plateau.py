@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._level import came_down, is_young, stuck_at_constant
+from evengrad.diagnose._streams import of_all
 from evengrad.diagnose._trend import Trend, losses_of, trend_of
 from evengrad.diagnose._wording import figures
 from evengrad.nouns import Cure, Evidence, Record
@@ -42,6 +43,9 @@ class Plateau(AbstractRunRule):
 
     def judge(self, record: Record) -> Sign | None:
         """Look for a fall that has ended at the constant."""
+        return of_all(self._of_one, record)
+
+    def _of_one(self, record: Record) -> Sign | None:
         trend = trend_of(record)
         if trend is None or trend.level is None or is_young(trend):
             return None
