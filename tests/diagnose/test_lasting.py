@@ -63,3 +63,37 @@ def test_a_symptom_that_comes_later_and_goes_is_none():
         replace(one, layers=layers(6.0)) if 100 <= one.step < 200 and one.layers else one for one in record.readings
     )
     assert codes(Record(readings=later)) == []
+
+
+def slowly(when, left):
+    """Come down to a share of the loss within a hundred steps."""
+    return lambda step: 2.3 if step < when else 2.3 * max(left, 1.0 - (1.0 - left) * (step - when) / 100)
+
+
+@pytest.mark.parametrize(("left", "told"), [(0.53, ["EG101"]), (0.47, [])])
+def test_of_a_run_that_ends_with_half_of_its_loss_left_a_tenth_counts(left, told):
+    assert codes(run(40, slowly(40, left))) == told
+
+
+@pytest.mark.parametrize(("until", "told"), [(40, ["EG101"]), (39, ["EG101"]), (30, [])])
+def test_the_stretch_goes_to_the_first_silent_reading_and_is_a_tenth_of_the_run(until, told):
+    assert codes(run(until, slowly(until, 0.6))) == told
+
+
+@pytest.mark.parametrize(("steps", "told"), [(141, ["EG101"]), (140, [])])
+def test_a_hundred_steps_have_to_follow(steps, told):
+    assert codes(run(40, slowly(40, 0.6), steps=steps)) == told
+
+
+@pytest.mark.parametrize(("until", "told"), [(25, ["EG101"]), (20, [])])
+def test_less_than_25_steps_are_no_stretch(until, told):
+    assert codes(run(until, slowly(until, 0.6), steps=200, every=5)) == told
+
+
+@pytest.mark.parametrize("change", [{"complete": False}, {"source": "guard"}])
+def test_of_a_run_that_goes_on_nobody_knows_what_it_will_miss(change):
+    assert codes(replace(run(40, slowly(40, 0.6)), **change)) == []
+
+
+def test_a_loss_that_comes_down_within_the_stretch_is_no_plateau():
+    assert codes(run(40, slowly(0, 0.6))) == []

@@ -16,13 +16,20 @@ FEWEST_STEPS = 50
 LEARNT_FRAC = 0.1
 # Something was learnt in the end: losses this share of the start apart are not the noise of a median.
 PROGRESS_FRAC = 0.05
+# A run that is over before it has learnt half of what there is to learn misses a tenth of its steps as well; one that has
+# learnt does not miss it. Since the symptom went it must have had the hundred steps that are the start of a training:
+# before them nobody can expect much.
+LEAST_FRAC_MISSED = 0.1
+LEFT_FRAC = 0.5
+FEWEST_AFTER = 100
 
 
 def lasted(seen: Sequence[tuple[Reading, Sign]], record: Record) -> tuple[int, int] | None:
     """Find the stretch at the start of a run in which a rule spoke without a break and the loss stood still.
 
     The stretch ends with the last reading that speaks before the first that does not. That the loss came down
-    afterwards, and only then, is what makes the symptom the reason.
+    afterwards, and only then, is what makes the symptom the reason. In a run that ended with more than half of its loss
+    left a shorter stretch counts; it goes up to the first reading that is silent, for between the two the loss tells.
 
     Args:
         seen: What a rule said of each reading that it could judge.
@@ -33,15 +40,34 @@ def lasted(seen: Sequence[tuple[Reading, Sign]], record: Record) -> tuple[int, i
         the same.
     """
     stretch = _stretch(seen)
-    if stretch is None:
-        return None
-    first, last = stretch
     losses = [(one.step, one.loss) for one in record.readings if one.loss is not None and isfinite(one.loss)]
-    if len(losses) < FEWEST_STEPS or last - first < FEWEST_STEPS:
+    if stretch is None or len(losses) < FEWEST_STEPS:
         return None
+    first, last, silent = stretch
+    total = losses[-1][0] - losses[0][0]
+    if last - first >= max(FEWEST_STEPS, LEAST_FRAC * total):
+        return (first, last) if _stood_still(losses, first, last) is not None else None
+    if not record.complete or record.source == "guard" or losses[-1][0] - silent < FEWEST_AFTER:
+        return None
+    if silent - first < max(FEWEST_STEPS // 2, LEAST_FRAC_MISSED * total):
+        return None
+    levels = _stood_still(losses, first, silent - 1)
+    return None if levels is None or not levels[1] > LEFT_FRAC * levels[0] > 0.0 else (first, silent - 1)
+
+
+def _stretch(seen: Sequence[tuple[Reading, Sign]]) -> tuple[int, int, int] | None:
+    """Find first and last step of the readings that speak from the first judged one on, and that of the silent one."""
+    steps = []
+    for reading, sign in seen:
+        if not sign.speaks:
+            return (steps[0], steps[-1], reading.step) if len(steps) >= 3 else None
+        steps.append(reading.step)
+    return None
+
+
+def _stood_still(losses: Sequence[tuple[int, float]], first: int, last: int) -> tuple[float, float] | None:
+    """Give the loss at the start and at the end if it came down behind a stretch, and only there."""
     steps, values = [step for step, _ in losses], [loss for _, loss in losses]
-    if last - first < LEAST_FRAC * (steps[-1] - steps[0]):
-        return None
     inside = values[bisect_left(steps, first) : bisect_right(steps, last)]
     after = values[bisect_right(steps, last) :]
     if len(inside) < FEWEST_STEPS // 2 or len(after) < FEWEST_STEPS // 5:
@@ -51,14 +77,4 @@ def lasted(seen: Sequence[tuple[Reading, Sign]], record: Record) -> tuple[int, i
     learnt = start - end
     if learnt < PROGRESS_FRAC * abs(start) or start - then > LEARNT_FRAC * learnt:
         return None
-    return first, last
-
-
-def _stretch(seen: Sequence[tuple[Reading, Sign]]) -> tuple[int, int] | None:
-    """Find first and last step of the readings that speak before the first that is silent, from the first judged on."""
-    steps = []
-    for reading, sign in seen:
-        if not sign.speaks:
-            break
-        steps.append(reading.step)
-    return (steps[0], steps[-1]) if len(steps) >= 3 and len(steps) < len(seen) else None
+    return start, end
