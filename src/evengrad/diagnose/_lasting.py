@@ -16,7 +16,7 @@ FEWEST_STEPS = 50
 LEARNT_FRAC = 0.1
 # Something was learnt in the end: losses this share of the start apart are not the noise of a median.
 PROGRESS_FRAC = 0.05
-# A run that is over before it has learnt half of what there is to learn misses a tenth of its steps as well; one that has
+# A run that is over before it has learnt half of what there is to learn misses a tenth of its steps too; one that has
 # learnt does not miss it. Since the symptom went it must have had the hundred steps that are the start of a training:
 # before them nobody can expect much.
 LEAST_FRAC_MISSED = 0.1
