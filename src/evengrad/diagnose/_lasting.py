@@ -57,7 +57,7 @@ def lasted(seen: Sequence[tuple[Reading, Sign]], record: Record) -> tuple[int, i
 
 def _stretch(seen: Sequence[tuple[Reading, Sign]]) -> tuple[int, int, int] | None:
     """Find first and last step of the readings that speak from the first judged one on, and that of the silent one."""
-    steps = []
+    steps: list[int] = []
     for reading, sign in seen:
         if not sign.speaks:
             return (steps[0], steps[-1], reading.step) if len(steps) >= 3 else None
