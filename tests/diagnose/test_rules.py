@@ -361,9 +361,7 @@ def test_the_page_of_a_rule_has_its_five_headings_in_order(code):
 
 def test_a_page_is_found_in_any_case_and_an_unknown_code_is_refused_with_the_known_ones():
     assert explain(" eg101\n") == explain("EG101")
-    with pytest.raises(
-        UnknownRuleError, match=r"^rule code: got 'EG999', want one of EG101, EG102, EG103, .*EG201"
-    ):
+    with pytest.raises(UnknownRuleError, match=r"^rule code: got 'EG999', want one of EG101, EG102, EG103, .*EG201"):
         explain("EG999")
     with pytest.raises(KeyError, match="rule code"):
         explain("x" * 1000)

@@ -41,10 +41,10 @@ class EndsSample:
         loss: The loss of the step, with its graph.
         most: How many elements of a tensor are read; None for all.
 
-    Cost: On one CPU thread 0.06 ms for a small tensor and 0.2 ms for one of 32,768 elements or more, 0.1 to 0.4 ms for the
-        loss: 0.35 ms together for a small model, 0.7 ms for a language model. No host synchronisation. The target that
-        a loss has saved for its backward is unpacked once more, with the hooks of `saved_tensors_hooks` where such are
-        in force.
+    Cost: On one CPU thread 0.06 ms for a small tensor and 0.2 ms for one of 32,768 elements or more, 0.1 to 0.4 ms for
+        the loss: 0.35 ms together for a small model, 0.7 ms for a language model. No host synchronisation. The target
+        that a loss has saved for its backward is unpacked once more, with the hooks of `saved_tensors_hooks` where such
+        are in force.
 
     Example:
         >>> import torch
