@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evengrad.probe import Untouched, setup_of, those
 from evengrad.probe._untrained import as_drawn
@@ -188,6 +189,21 @@ def test_only_weights_with_a_gradient_count_unless_they_ask_for_none():
     assert looked(watched) == ("asks", "frozen")
     asks.grad = torch.eye(8).to_sparse()
     assert looked(watched) == ("asks", "frozen")
+
+
+class NoWaiting(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}, func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_look_at_watched_weights_waits_for_nothing():
+    asks, frozen = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8), requires_grad=False)
+    asks.grad = torch.ones_like(asks)
+    watched = Untouched({"asks": asks, "frozen": frozen})
+    with NoWaiting():
+        names, flags = watched.look()
+    assert those(names, flags.tolist()) == ("asks", "frozen")
 
 
 def test_weights_are_not_kept_alive_by_being_watched():
