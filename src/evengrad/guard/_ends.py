@@ -11,6 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from evengrad.guard._found_loss import roots_of_backward
 from evengrad.guard._protect_hooks import Nothing
+from evengrad.guard._skips import LOGGER
+from evengrad.nouns import printable
 from evengrad.probe import EndsSample
 
 
@@ -43,8 +45,8 @@ class EndsOfModel:
             ]
 
     def enters(self, _: tuple[Any, ...]) -> None:
-        """Let go of the call before, and its graph, where it was in evaluation mode."""
-        if not self._in_training and torch.is_grad_enabled():
+        """Let go of the call before, and its graph, where this one takes its place."""
+        if torch.is_grad_enabled() and (self._model.training or not self._in_training):
             self._held = None
 
     def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -99,8 +101,12 @@ class _Hook:
         self._run = run
 
     def __call__(self, _: nn.Module, *given: Any) -> None:
-        if not torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return
+        try:
             self._run(*given)
+        except Exception as err:  # whatever it is, it must not come out of the user's forward
+            LOGGER.warning("a call of the model was not looked at: %s", printable(f"{type(err).__name__}: {err}"[:300]))
 
     def __reduce__(self) -> tuple[object, ...]:
         return Nothing, ()

@@ -53,7 +53,7 @@ class Row:
             return None  # it may be infinite as scaled only
         if isinstance(self.found, Sent):
             value, scale = self.found.read()
-            return value / scale
+            return value / scale if scale else None  # a scale that has come down to zero
         return self.found
 
     def reading(self, count: int | None = None) -> Reading:

@@ -57,7 +57,8 @@ class Sample:
     __slots__ = ("_ends", "_layout", "_made", "_samplers", "_sent", "_sizes")
 
     def __init__(self, samplers: Samplers, layout: Layout, ends: EndsSample | None, parts: Sequence[Tensor]) -> None:
-        self._samplers, self._layout, self._ends = samplers, layout, ends
+        self._samplers: Samplers | None = samplers  # until the numbers are read: they hold parameters
+        self._layout, self._ends = layout, ends
         self._sizes = [part.numel() for part in parts]
         device = next((part.device for part in parts if part.device.type != "cpu"), parts[0].device)
         self._sent: Sent | None = Sent(torch.cat([part.to(device, non_blocking=True) for part in parts]))
@@ -74,6 +75,7 @@ class Sample:
         """Return a reading with what was seen, of the first `count` parameters."""
         if self._made is None and self._sent is not None:
             self._made, self._sent = self._make(self._sent.read()), None
+            self._samplers = self._ends = None
         if self._made is None:
             return reading
         weights = self._made.weights[:count]
@@ -84,13 +86,14 @@ class Sample:
 
     def forget(self) -> None:
         """Let the numbers go."""
-        self._sent = self._made = self._ends = None
+        self._sent = self._made = self._ends = self._samplers = None
 
     def _make(self, numbers: Sequence[float]) -> _Made:
         parts, start = [], 0
         for size in self._sizes:
             parts.append(numbers[start : start + size])
             start += size
+        assert self._samplers is not None
         layers, (scale,), leftover, weights, *rest = parts
         return _Made(
             layers=self._samplers.layers.readings(layers, self._layout, loss_scale=scale) if layers else (),

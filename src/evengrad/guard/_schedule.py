@@ -139,7 +139,7 @@ def most_of(values: Iterable[float]) -> float:
     known = list(values)
     middle = median(known)
     if min(known) > 0:
-        spread = median([abs(math.log(one / middle)) for one in known])
+        spread = median([abs(math.log(one) - math.log(middle)) for one in known])
         return middle * max(2.0, math.exp(min(DEVIATIONS * spread, 50.0)))
     spread = median([abs(one - middle) for one in known])
     return middle + max(DEVIATIONS * spread, abs(middle))

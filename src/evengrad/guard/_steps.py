@@ -266,7 +266,8 @@ class Steps:
             one = found.new_ones(1) if scale is None else scale.detach().reshape(1).to(found.device)
             self._found = Sent(torch.cat([found.reshape(1).float(), one.float()]))
         else:
-            self._found = found if scale is None else found / float(scale.detach().cpu().numpy())
+            by = 1.0 if scale is None else float(scale.detach().cpu().numpy())
+            self._found = found / by if by else None  # a scale that has come down to zero has taken the loss with it
 
     def _finish(self, decided: Decided | None) -> None:
         """Close a step that has gone by."""

@@ -21,6 +21,7 @@ from evengrad.probe._sample_hooks import MOST_CALLS_OF_A_MODULE, Call, Layer, Ro
 from evengrad.probe._sample_inside import UNKNOWN, ThroughTime, in_checkpoint, inside
 from evengrad.probe._sample_readings import About
 from evengrad.probe._through_time import data_of, stand_in_for, watch_time
+from evengrad.probe._trouble import Trouble
 from evengrad.probe._units import liveliness
 from evengrad.probe._watch_entries import float_tensors
 
@@ -59,7 +60,8 @@ class Calls:
         self._tracker = ModuleTracker()  # its `is_bw` is torch's public way to ask whether a backward is running
         self._last: Last | None = None
         self._depth = self._thread = 0  # how often the model is in its own forward, and in which thread
-        self.round = Round(first_gradient)
+        self.trouble = Trouble()
+        self.round = Round(first_gradient, self.trouble)
         self.first_input: Call | None = None
 
     def begin(self) -> None:
@@ -67,7 +69,7 @@ class Calls:
         self.end()
         self._groups = {key: group for key, group in self._groups.items() if group.start_again()}
         self._new.clear()
-        self.round, self.first_input = Round(self._first_gradient), None
+        self.round, self.first_input = Round(self._first_gradient, self.trouble), None
 
     def end(self) -> None:
         """Look at nothing any more; what was seen is kept."""

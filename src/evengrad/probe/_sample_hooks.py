@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from evengrad.probe._call_graph import CallGraph
 from evengrad.probe._sample import FIELDS, Group, Row
 from evengrad.probe._sample_readings import About, Seen
+from evengrad.probe._trouble import Trouble
 
 # A cell in a loop over time steps: its last calls are kept, which are the nearest to the loss.
 MOST_CALLS_OF_A_MODULE = 64
@@ -27,11 +28,12 @@ class Round:
 
     __slots__ = (
         "_first_gradient", "_owner", "channels_first", "fired", "forward_over", "graph", "layers", "open", "position",
-        "taken", "training", "whole",
+        "taken", "training", "trouble", "whole",
     )  # fmt: skip
 
-    def __init__(self, first_gradient: Callable[[], None]) -> None:
+    def __init__(self, first_gradient: Callable[[], None], trouble: Trouble) -> None:
         self.open = True
+        self.trouble = trouble
         self.forward_over = False
         self.fired = False  # whether a hook has been called at all
         self.layers: list[Layer] = []  # those that were called
@@ -98,9 +100,15 @@ class Call:
 
     def __call__(self, gradients: Tensor | tuple[Tensor | None, ...]) -> None:
         """Take the sample; the gradient goes on as it is."""
-        row = self.row
-        if row is None or not self.round.open:
+        if self.row is None or not self.round.open:
             return
+        try:
+            self._take(gradients, self.row)
+        except Exception as err:  # whatever it is, it must not come out of the user's backward
+            self.round.open = False
+            self.round.trouble.note(err)
+
+    def _take(self, gradients: Tensor | tuple[Tensor | None, ...], row: Row) -> None:
         gradient = gradients if isinstance(gradients, Tensor) else gradients[self._number]
         value = None if gradient is None else plain(gradient)
         if value is not None:
@@ -181,7 +189,7 @@ class Layer:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         """Look at a call; a model that is compiled while the hook is on gets nothing of it into its graph."""
-        if not torch.compiler.is_dynamo_compiling():
+        if not _looked_through():
             self._see(self, module, args, rest[0] if len(rest) > 1 else {}, rest[-1])
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -228,8 +236,8 @@ class Hook:
             hooks.pop(self._key, None)
 
     def __call__(self, module: nn.Module, *given: Any) -> Any:
-        """Run, unless a compiler looks."""
-        return None if torch.compiler.is_dynamo_compiling() else self._run(self.module, *given)
+        """Run, unless a compiler looks, or a tracer."""
+        return None if _looked_through() else self._run(self.module, *given)
 
     def __reduce__(self) -> tuple[object, ...]:
         return Nothing, ()
@@ -243,6 +251,11 @@ class Nothing:
         return None
 
 
+def _looked_through() -> bool:
+    """Tell whether a compiler or a tracer runs the model: what a hook does would become part of what it makes."""
+    return torch.compiler.is_dynamo_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
 def key_of_hook(module: nn.Module) -> int:
     """Draw a number for a hook: torch hands out each once."""
     handle = module.register_forward_hook(Nothing())
@@ -252,7 +265,7 @@ def key_of_hook(module: nn.Module) -> int:
 
 def plain(tensor: Tensor) -> Tensor | None:
     """Give a tensor without its graph, real and imaginary parts alike; None where no sample can be taken."""
-    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta or tensor.is_quantized:
         return None
     if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:  # sharded, traced, or somebody's own
         return None

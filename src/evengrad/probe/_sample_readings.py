@@ -128,6 +128,7 @@ class Layout:
 
 def layer_readings(numbers: Sequence[float], layout: Layout, loss_scale: float) -> tuple[LayerReading, ...]:
     """Make a reading of each call."""
+    loss_scale = loss_scale or 1.0  # a scale that has come down to zero: the gradients are zero as well
     if len(numbers) != layout.size:
         raise SettingError(
             "numbers",

@@ -98,22 +98,26 @@ class Sampler:
         self._model = model
         self._calls = Calls(model, self._first_gradient)
         inner = parametrizations_of(model)
-        see = partial(outside, self._calls.see_module)
+        safely = self._calls.trouble.safely
+        see = safely(partial(outside, self._calls.see_module))
         named = {module: plain_name(name) for name, module in model.named_modules() if module not in inner}
         self._layers = [
             Layer(see, About(name or "(model)", module)) for module, name in named.items() if is_layer(module)
         ]
         self._time_hooks = [
-            Hook(module, self._calls.stand_in, before=True) for module in named if isinstance(module, RECURRENT)
+            Hook(module, safely(self._calls.stand_in), before=True) for module in named if isinstance(module, RECURRENT)
         ]
         self._fused = [module for module in named if isinstance(module, FUSED)]
         calls = self._calls
         self._whole = (
             ()
             if isinstance(model, torch.jit.ScriptModule)
-            else (Hook(model, calls.enter_model, before=True), Hook(model, calls.leave_model, always=True))
+            else (
+                Hook(model, safely(calls.enter_model), before=True),
+                Hook(model, safely(calls.leave_model), always=True),
+            )
         )
-        self._functions = Functions(model, calls.counts, calls.see_function, calls.forget_last)
+        self._functions = Functions(model, calls.counts, safely(calls.see_function), safely(calls.forget_last))
         self._eagerly = Eagerly(model, calls.counts) if eagerly else None
         self._window = Window()
         self._armed = False
@@ -131,10 +135,16 @@ class Sampler:
         return self._layout
 
     def arm(self) -> None:
-        """Attach the hooks and forget what was seen; where they are on already, forget only."""
+        """Attach the hooks and forget what was seen; where they are on already, forget only.
+
+        Where looking has failed before, nothing is attached any more.
+        """
         self._functions.end()
         self._calls.leave_all()
         self._calls.begin()
+        if self._calls.trouble.seen:
+            self.disarm()
+            return
         left_alone = self._left_alone()
         for layer in self._layers:
             if layer.about.module not in left_alone:
