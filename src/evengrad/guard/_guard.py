@@ -88,7 +88,8 @@ class Guard:
             number only, for these forwards run eagerly then, which rounds in another way.
         tell: Whether to log what the rules find while the run goes on, each finding once and again when its severity
             changes, on `logging.getLogger("evengrad.guard")`. They judge after 8, 32, 100 and 300 steps (8 and 300 of a
-            model with very many layers), then after every 1,000, and after something has moved.
+            model with very many layers), then after every 1,000, and after something has moved. What may pass is told
+            when two judgements in a row have come to it.
 
     Raises:
         ModelError: The model has no parameters, or a sharded one.

@@ -34,8 +34,8 @@ class Schedule:
     and a run may not live longer; then one in 25 to step 100, one in 50 to step 1,000, and one in 100 after that. Which
     one of an interval changes from one to the next, the same way in every run: where two losses take turns both are
     sampled. A sampled step takes 1.1 to 1.2 plain ones, and 1.9 where a thousand layers are tiny
-    (`benchmarks/probe_cost.py`): 13 of the first 200 steps make these 0.4 to 1.5 % longer (6 %), 29 of the first 1,000
-    0.3 to 0.6 % (3 %), and later it is 0.1 to 0.2 % (1 %).
+    (`benchmarks/probe_cost.py`): 13 of the first 200 steps make these 0.4 to 1.5 % longer (6 %), and later it is 0.1 to
+    0.2 % (1 %).
 
     A burst of 4 steps in a row begins when something moves: a step is skipped, or the loss or the gradient norm leaves
     the range of the last 50 steps. That ends 6 median absolute deviations above the median, of their logarithms (4
