@@ -52,7 +52,7 @@ def batches(count, seed=1):
 def ran(policy, make, way, inputs, factors=None, *, norm=True):
     model = net() if norm else nn.Sequential(*(layer for layer in net() if not isinstance(layer, nn.BatchNorm1d)))
     optimizer = make(model.parameters())
-    with Guard(model, optimizer, clip=policy, apply=way) as guard:
+    with Guard(model, optimizer, clip=policy, apply=way, sample_every_steps=None) as guard:
         for step, x in enumerate(inputs):
             optimizer.zero_grad()
             loss = guard.loss(model(x).square().sum() * (factors or {}).get(step, 1.0))
@@ -144,7 +144,7 @@ def test_gradients_of_zero_absent_ones_and_late_ones_freeze_nothing(policy, way)
     model = Late()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0, fused=True)
     starts = {name: value.detach().clone() for name, value in model.named_parameters()}
-    with Guard(model, optimizer, clip=POLICIES[policy](), apply=way) as guard:
+    with Guard(model, optimizer, clip=POLICIES[policy](), apply=way, sample_every_steps=None) as guard:
         for x in batches(40):
             optimizer.zero_grad()
             guard.loss((model(x) - 1.0).square().mean()).backward()
@@ -163,7 +163,7 @@ def test_gradients_of_zero_absent_ones_and_late_ones_freeze_nothing(policy, way)
 def test_a_batch_without_any_gradient_signal_is_no_fault(policy, way):
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    with Guard(model, optimizer, clip=POLICIES[policy](), apply=way) as guard:
+    with Guard(model, optimizer, clip=POLICIES[policy](), apply=way, sample_every_steps=None) as guard:
         for x in batches(3):
             optimizer.zero_grad()
             (model(x).sum() * 0.0).backward()
