@@ -106,7 +106,7 @@ def checkup(
         >>> _ = torch.manual_seed(0)
         >>> batch = torch.randn(32, 8), torch.randn(32, 8)
         >>> [finding.code for finding in checkup(nn.Sequential(*layers), nn.functional.mse_loss, batch).findings]
-        ['EG101']
+        ['EG402', 'EG101']
     """
     optimizers = () if optimizer is None else (optimizer,)
     record = probe(model, loss, batch, check_backward=True, optimizers=optimizers)
