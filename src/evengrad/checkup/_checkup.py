@@ -105,7 +105,8 @@ def checkup(
         >>> layers = [layer for _ in range(12) for layer in (nn.Linear(8, 8), nn.Sigmoid())]
         >>> _ = torch.manual_seed(0)
         >>> batch = torch.randn(32, 8), torch.randn(32, 8)
-        >>> [finding.code for finding in checkup(nn.Sequential(*layers), nn.functional.mse_loss, batch).findings]
+        >>> model = nn.Sequential(*layers, nn.Linear(8, 8))
+        >>> [finding.code for finding in checkup(model, nn.functional.mse_loss, batch).findings]
         ['EG402', 'EG101']
     """
     optimizers = () if optimizer is None else (optimizer,)
