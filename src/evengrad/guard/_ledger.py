@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+from torch import Tensor
+
 from evengrad.guard._history import History, Row
 from evengrad.guard._log import Log
 from evengrad.guard._outcome import Decided, Outcome
@@ -110,7 +112,9 @@ class Ledger:
         fault = outcome is not None and outcome.skipped and not outcome.overflow
         norm = None if outcome is None or outcome.overflow else outcome.total
         burst_ends = schedule.burst_ends(row.step)
-        loss = None if outcome is None else row.known_loss()
+        # A loss that was handed over after `clip_` may still be on its device: nothing is waited for.
+        away = isinstance(row.loss, Tensor) and row.loss.device.type != "cpu"
+        loss = None if outcome is None or away else row.known_loss()
         schedule.note(loss=loss, norm=norm, skipped=fault, now=self.books.sampling.next_step)
         size = 0 if row.sample is None else len(row.sample)
         if self.books.voice.heard(burst_ends=burst_ends, size=size):

@@ -213,24 +213,15 @@ def _told_of_zeros(
 ) -> Sign:
     last = next(reversed(front))
     count = sum(len(names) for names in front.values())
-    return Sign(
-        decades=WIDEST_DECADES,
-        speaks=True,
-        where=tuple(front),
-        when=(measured[0].step, measured[-1].step),
-        message=(
-            f"the gradient that reaches `{last}` and all in front of it is exactly zero: {count} parameters of "
-            f"{len(front)} layers had none in any of {len(measured)} steps; `{behind}` behind it has one"
-        ),
-        evidence=(
-            Evidence(name="layers with a gradient of zero", value=float(len(front))),
-            Evidence(name="steps whose layers were read", value=float(len(sampled))),
-        ),
-        cause=(
-            f"a mistake in the code: an operation between `{last}` and `{behind}` has a slope of zero; look there for "
-            "round(), sign(), floor(), a comparison, one_hot(argmax()) or a product with zero"
-        ),
+    message = (
+        f"the gradient that reaches `{last}` and all in front of it is exactly zero: {count} parameters of "
+        f"{len(front)} layers had none in any of {len(measured)} steps; `{behind}` behind it has one"
     )
+    cause = (
+        f"a mistake in the code: an operation between `{last}` and `{behind}` has a slope of zero; look there for "
+        "round(), sign(), floor(), a comparison, one_hot(argmax()) or a product with zero"
+    )
+    return _front_sign(front, ("layers with a gradient of zero", message, cause), sampled, measured)
 
 
 def _untrained(reading: Reading, front: dict[str, tuple[str, ...]]) -> bool:
@@ -251,21 +242,34 @@ def _told_of_a_front(
 ) -> Sign:
     last = next(reversed(front))
     count = sum(len(names) for names in front.values())
+    message = (
+        f"no gradient reaches `{last}` or anything in front of it: {count} parameters of {len(front)} layers that "
+        f"the optimizer holds had none in any of {len(measured)} steps; `{behind}` behind it has one"
+    )
+    cause = (
+        f"a mistake in the code: the graph ends between `{last}` and `{behind}`; look there for detach(), .data, "
+        "torch.no_grad(), argmax(), .item() or .numpy()"
+    )
+    return _front_sign(front, ("layers without a gradient", message, cause), sampled, measured)
+
+
+def _front_sign(
+    front: dict[str, tuple[str, ...]],
+    said: tuple[str, str, str],
+    sampled: Sequence[Reading],
+    measured: Sequence[Reading],
+) -> Sign:
+    """Make the sign of a front that does not learn, from what is counted, the message and the cause."""
+    counted, message, cause = said
     return Sign(
         decades=WIDEST_DECADES,
         speaks=True,
         where=tuple(front),
         when=(measured[0].step, measured[-1].step),
-        message=(
-            f"no gradient reaches `{last}` or anything in front of it: {count} parameters of {len(front)} layers that "
-            f"the optimizer holds had none in any of {len(measured)} steps; `{behind}` behind it has one"
-        ),
+        message=message,
         evidence=(
-            Evidence(name="layers without a gradient", value=float(len(front))),
+            Evidence(name=counted, value=float(len(front))),
             Evidence(name="steps whose layers were read", value=float(len(sampled))),
         ),
-        cause=(
-            f"a mistake in the code: the graph ends between `{last}` and `{behind}`; look there for detach(), .data, "
-            "torch.no_grad(), argmax(), .item() or .numpy()"
-        ),
+        cause=cause,
     )
