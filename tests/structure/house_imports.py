@@ -38,12 +38,17 @@ DEPENDENCIES = {
     "tyro": "tyro",
     "jinja2": "jinja2",
     "plotly": "plotly",
+    "optuna": "optuna",
+    "cloudpickle": "cloudpickle",
 }
 PLACES = {
     "nanoarrow": ("runlog/_arrow.py",),  # so that another Arrow library can take its place
     "tyro": ("cli/",),
     "jinja2": ("report/",),
     "plotly": ("report/",),
+    "optuna": ("trial/_sweep.py",),
+    "cloudpickle": ("trial/_shipped.py",),
+    "ray": ("trial/_ray.py",),  # the extra `ray`
     "sklearn": ("cli/",),  # the extra `demo`
 }
 
