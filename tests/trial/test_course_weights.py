@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 from evengrad.nouns import Task
-from evengrad.trial._course import Plan, run_course, sampled_steps
+from evengrad.trial._plan import Plan, sampled_steps
+from evengrad.trial._training import run_course
 
 STEPS = 12
 

@@ -123,7 +123,8 @@ def test_the_same_seed_gives_the_same_trials():
 
 
 def test_an_untreated_trial_is_the_training_that_a_plain_loop_would_do():
-    from evengrad.trial._course import Plan, run_course
+    from evengrad.trial._plan import Plan
+    from evengrad.trial._training import run_course
 
     with_dropout = lambda: nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5), nn.BatchNorm1d(16), nn.Linear(16, 4))  # noqa: E731
     plain = task(with_dropout, steps=20)
@@ -243,7 +244,8 @@ def test_a_budget_that_is_too_small_is_refused():
 
 
 def test_schedule_clip_and_after_step_are_part_of_the_training():
-    from evengrad.trial._course import Plan, run_course
+    from evengrad.trial._plan import Plan
+    from evengrad.trial._training import run_course
 
     seen = []
     full = task(

@@ -14,7 +14,8 @@ from evengrad.nouns import BatchError, Cure, Finding, TaskError
 from evengrad.treat import make
 from evengrad.trial import _search
 from evengrad.trial._candidates import candidates
-from evengrad.trial._course import Plan, run_course
+from evengrad.trial._plan import Plan
+from evengrad.trial._training import run_course
 
 
 def data(count=192):

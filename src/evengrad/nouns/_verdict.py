@@ -17,6 +17,7 @@ class Trial:
         stage: `scout`, `halving 1`, `halving 2`, ..., or `confirmation`.
         losses: Training loss at each step; ends early when the trial failed.
         metric: What `validate` returned at the end; None when the trial failed before.
+        metrics: Each step at which `validate` was asked on the way, and what it returned.
         symptoms: Size of each symptom in decades, by rule code, at the last sampled steps.
         findings: Codes of the rules that speak at the end.
         error: Why the trial ended early, in words; empty when it did not.
@@ -29,6 +30,7 @@ class Trial:
     stage: str
     losses: tuple[float, ...] = ()
     metric: float | None = None
+    metrics: tuple[tuple[int, float | None], ...] = ()
     symptoms: tuple[tuple[str, float], ...] = ()
     findings: tuple[str, ...] = ()
     error: str = ""

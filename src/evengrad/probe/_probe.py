@@ -27,6 +27,7 @@ from evengrad.probe._left_as_found import left_as_found
 from evengrad.probe._parameter_norms import ParameterNorms
 from evengrad.probe._setup import setup_of
 from evengrad.probe._statistics import is_additive_mask
+from evengrad.probe._unscaled import unscaled
 from evengrad.probe._watch import Watch, all_finite
 from evengrad.probe._weights import WeightSampler
 
@@ -42,6 +43,7 @@ def probe(
     allow_broken_loss: bool = False,
     check_backward: bool = False,
     optimizers: Sequence[Optimizer] = (),
+    loss_scale: float = 1.0,
 ) -> Record:
     """Take a full reading of one batch: one forward, one backward, and everything left as found to the bit.
 
@@ -64,6 +66,8 @@ def probe(
         check_backward: Whether autograd functions of the user's own are compared with difference quotients, where there
             are any (`custom_backward_errors`); it costs a copy of the model and some forwards.
         optimizers: Those that train the model, for the set-up.
+        loss_scale: What the training multiplies the loss with before its backward; so does this one, and the gradients
+            in the reading are divided by it.
 
     Returns:
         A record of one reading with the layers in the order of the forward pass, the parameters and their gradients, of
@@ -98,7 +102,8 @@ def probe(
         if value is not None and check_backward:
             functions = custom_functions(value)
         del output
-        found = None if value is None else _backward(model, value, [*trained, *watch.inputs])
+        scaled = value if value is None or loss_scale == 1.0 else value * loss_scale
+        found = None if scaled is None else _backward(model, scaled, [*trained, *watch.inputs])
     gradients: dict[Tensor, Tensor | None] | None = None if found is None else dict(zip(trained, found, strict=False))
     norms = ParameterNorms(parameters.values(), gradients)
     reading = Reading(
@@ -113,7 +118,7 @@ def probe(
         total_norm = sum(one * one for one in grad_norms) ** 0.5
         reading = replace(reading, loss=float(value.detach()), grad_norms=grad_norms, total_norm=total_norm)
     return Record(
-        readings=(reading,),
+        readings=(reading if loss_scale == 1.0 else unscaled(reading, loss_scale),),
         parameters=tuple(parameters),
         dtype=str(next(iter(parameters.values())).dtype).removeprefix("torch."),
         setup=setup_of(model, optimizers, parameters),

@@ -15,11 +15,14 @@ from evengrad.diagnose import AbstractRule, rules
 from evengrad.nouns import EvengradError, Finding, Outcome, Record, Story, Task, TaskError, Trial, Verdict
 from evengrad.runlog import write_story
 from evengrad.trial._candidates import Candidate, candidates, explained
-from evengrad.trial._course import Course, Plan, failed, run_course
+from evengrad.trial._course import Course
+from evengrad.trial._engine import failure
 from evengrad.trial._judge import judge, ranked, spread
+from evengrad.trial._plan import Plan
 from evengrad.trial._seeded import seeded
 from evengrad.trial._story import curves, facts, headline, heat_maps
-from evengrad.trial._user_code import untrained_metric
+from evengrad.trial._training import run_course
+from evengrad.trial._user_code import built, untrained_metric
 
 MOST_CANDIDATES = 6
 # Each rung trains longer and keeps fewer: all candidates for a quarter of the steps, a third of them for half.
@@ -58,7 +61,13 @@ class Confirmation:
     def best_model(self) -> nn.Module | None:
         """Give the treated model with the best metric."""
         metrics = [float("-inf") if course.trial.metric is None else course.trial.metric for course in self.after]
-        return self.after[metrics.index(max(metrics))].model if metrics else None
+        if not metrics:
+            return None
+        state = self.after[metrics.index(max(metrics))].state
+        with seeded(0):
+            model = built(self.candidate.treated.subject)
+        model.load_state_dict(state or {})
+        return model
 
 
 @final
@@ -110,7 +119,7 @@ class Search:
         try:
             course = run_course(plan, self._tick(plan))
         except EvengradError as err:
-            trial = failed(plan, err)
+            trial = failure(plan, str(err), err).trial
             self._done = self._planned_end
             self.trials.append(trial)
             self._write()

@@ -43,6 +43,16 @@ def made(factory: Callable[[], Any], what: str, kind: type) -> Any:
     return thing
 
 
+def built(task: Task) -> nn.Module:
+    """Build the model of a task from torch's random state as it is.
+
+    Raises:
+        TaskError: The factory raised or made something else.
+    """
+    model: nn.Module = made(task.model, "Task.model", nn.Module)
+    return model
+
+
 def fresh_model(task: Task) -> tuple[nn.Module, Optimizer]:
     """Build the model and the optimizer of a task from torch's random state as it is.
 
@@ -50,7 +60,7 @@ def fresh_model(task: Task) -> tuple[nn.Module, Optimizer]:
         TaskError: A factory raised or made something else, or the optimizer cannot step without a closure.
         OptimizerError: The optimizer holds none of the model's parameters.
     """
-    model: nn.Module = made(task.model, "Task.model", nn.Module)
+    model = built(task)
     parameters = named_parameters(model)
     optimizer: Optimizer = made(lambda: task.optimizer(model), "Task.optimizer", Optimizer)
     held = held_by(optimizer)
