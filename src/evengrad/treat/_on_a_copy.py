@@ -1,7 +1,7 @@
 """Treating a copy: the original stays as it is, and no broken model is handed out."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,23 +9,34 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from evengrad.nouns import TreatmentError, output_of, shortened
-from evengrad.treat._abstract import AbstractTreatment, Treated
+from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._forward_order import is_norm, only_in_sequences, run
 from evengrad.treat._random_state import random_state_kept
 
 
 def treated_copy(treatment: AbstractTreatment, model: nn.Module, *, seed: int, batch_input: Any) -> Treated[nn.Module]:
-    """Copy the model, change the copy, and look at what came out.
+    """Copy the model, let the treatment change the copy, and look at what came out: `changed_copy`."""
+
+    def change(copied: nn.Module) -> Change:
+        return treatment.change_(copied, seed=seed, batch_input=batch_input)
+
+    return changed_copy(treatment.label, change, model, batch_input=batch_input)
+
+
+def changed_copy(
+    label: str, change_: Callable[[nn.Module], Change], model: nn.Module, *, batch_input: Any
+) -> Treated[nn.Module]:
+    """Copy the model, change the copy in place, and look at what came out.
 
     Raises:
         TreatmentError: Nothing was to be changed, a weight that was kept is not finite, or the copy does not run.
     """
     with random_state_kept(), torch.no_grad():
         changed = _copied(model)
-        change = treatment.change_(changed, seed=seed, batch_input=batch_input)
-        _want_finite(changed, treatment.label)
+        change = change_(changed)
+        _want_finite(changed, label)
         if batch_input is not None:
-            _want_same_interface(model, changed, batch_input, treatment.label)
+            _want_same_interface(model, changed, batch_input, label)
     return Treated(subject=changed, changes=change.changes, code=change.code)
 
 
