@@ -1,6 +1,7 @@
 """Models and a task to be treated."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, relu
 
 from evengrad.nouns import Task
-from evengrad.treat import AddNormalization, AddResidual, Reinitialize, SwapActivation
+from evengrad.treat import (
+    AddNormalization,
+    AddResidual,
+    Reinitialize,
+    SwapActivation,
+    TruncateBackprop,
+    UseGatedCell,
+)
 
 
 class Exp(nn.Module):
@@ -127,6 +135,9 @@ OF_MODELS = {
     "group norm": AddNormalization(kind="group"),
     "rms norm": AddNormalization(kind="rms"),
     "residual": AddResidual(),
+    "gru": UseGatedCell(),
+    "lstm": UseGatedCell(kind="lstm"),
+    "truncate": TruncateBackprop(steps=2),
 }
 
 
@@ -169,6 +180,26 @@ def minus_one(_model: nn.Module) -> float:
     return -1.0
 
 
+def plain_recurrent() -> Recurrent:
+    return Recurrent("rnn")
+
+
+def make_sequences() -> list[tuple[Tensor, Tensor]]:
+    return [(torch.randn(4, 40, 5), torch.zeros(4, 2))]
+
+
 @pytest.fixture
 def task() -> Task:
     return Task(model=sigmoid_net, optimizer=make_sgd, loss=mse_loss, train=make_batches, validate=minus_one, steps=3)
+
+
+# Treatments that find nothing to change in a feed-forward net: what their task has instead.
+TASKS: dict[str, dict[str, Any]] = {
+    "TruncateBackprop": {"model": plain_recurrent, "train": make_sequences},
+    "UseGatedCell": {"model": plain_recurrent, "train": make_sequences},
+}
+
+
+@pytest.fixture
+def task_of(task: Task) -> Callable[[Any], Task]:
+    return lambda kind: replace(task, **TASKS.get(kind.__name__, {}))

@@ -16,10 +16,12 @@ from evengrad.treat import (
     AddResidual,
     ClipGradients,
     Combined,
+    ConstrainWeights,
     Reinitialize,
     ScaleLearningRate,
     SwapActivation,
     SwapOptimizer,
+    UseGatedCell,
     make,
 )
 
@@ -120,7 +122,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(of_models,
         return
     again, other = (of_models.treat(model, seed=seed, batch_input=batch) for seed in (1, 2))
     assert same_state(first.subject.state_dict(), again.subject.state_dict())
-    draws = isinstance(of_models, Reinitialize)
+    draws = isinstance(of_models, Reinitialize | UseGatedCell)
     assert same_state(first.subject.state_dict(), other.subject.state_dict()) is not draws
 
 
@@ -180,7 +182,7 @@ def test_smaller_changes_have_smaller_ranks():
     efforts = {kind.__name__: kind().effort for kind in ALL}
     assert efforts == {
         "ClipGradients": 1, "ScaleLearningRate": 1, "Reinitialize": 2, "SwapOptimizer": 2,
-        "SwapActivation": 3, "AddNormalization": 4, "AddResidual": 5,
+        "ConstrainWeights": 2, "TruncateBackprop": 2, "UseGatedCell": 4, "SwapActivation": 3, "AddNormalization": 4, "AddResidual": 5,
     }  # fmt: skip
 
 
@@ -199,6 +201,10 @@ def test_smaller_changes_have_smaller_ranks():
         ("AddNormalization", [("kind", "weight")], "kind: got 'weight'"),
         ("Reinitialize", [("scheme", "zeros")], "scheme: got 'zeros'"),
         ("Reinitialize", [("gain", -2.0)], "gain: got -2.0"),
+        ("ConstrainWeights", [("max_norm", 0.0)], "max_norm: got 0.0"),
+        ("ConstrainWeights", [("per", "layer")], "per: got 'layer'"),
+        ("TruncateBackprop", [("steps", 2.5)], "steps: got 2.5"),
+        ("UseGatedCell", [("kind", "rnn")], "kind: got 'rnn'"),
     ],
 )
 def test_a_wrong_name_or_setting_is_named(name, settings, said):
@@ -206,7 +212,7 @@ def test_a_wrong_name_or_setting_is_named(name, settings, said):
         make(name, settings)
 
 
-@pytest.mark.parametrize("kind", [ClipGradients, ScaleLearningRate, SwapOptimizer])
+@pytest.mark.parametrize("kind", [ClipGradients, ConstrainWeights, ScaleLearningRate, SwapOptimizer])
 def test_a_treatment_of_the_training_refuses_a_model(kind):
     assert not kind().changes_model
     with pytest.raises(TreatmentError, match="treat_task"):
@@ -214,7 +220,8 @@ def test_a_treatment_of_the_training_refuses_a_model(kind):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_treated_task_is_a_changed_copy_that_can_be_sent_to_another_process(kind, task):
+def test_a_treated_task_is_a_changed_copy_that_can_be_sent_to_another_process(kind, task_of):
+    task = task_of(kind)
     before = copy.copy(task)
     torch.manual_seed(11)
     state = torch.get_rng_state()
@@ -233,20 +240,19 @@ def test_a_treated_task_is_a_changed_copy_that_can_be_sent_to_another_process(ki
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_trial_of_a_treated_task_is_paired_with_the_untreated_one(kind, task):
+def test_a_trial_of_a_treated_task_is_paired_with_the_untreated_one(kind, task_of):
+    task = task_of(kind)
     torch.manual_seed(21)
     untreated = task.model()
     state = torch.get_rng_state()
     torch.manual_seed(21)
     treated = kind().treat_task(task).subject.model()
     assert torch.equal(state, torch.get_rng_state())
-    if kind is Reinitialize:
-        assert not torch.equal(untreated[0].weight, treated[0].weight)
-        return
-    kept = [value for value in treated.parameters() if value.dim() > 1]
-    assert all(
-        torch.equal(one, two) for one, two in zip(kept, [untreated[i].weight for i in (0, 2, 4, 6, 8)], strict=True)
-    )
+    before, after = ([value for value in net.parameters() if value.dim() > 1] for net in (untreated, treated))
+    if kind in {Reinitialize, UseGatedCell}:
+        assert not torch.equal(before[0], after[0])
+    else:
+        assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
 
 
 def test_two_trial_seeds_draw_different_weights(task):

@@ -141,7 +141,7 @@ def test_an_untreated_trial_is_the_training_that_a_plain_loop_would_do():
         optimizer.step()
         losses.append(loss.item())
     assert list(course.trial.losses) == losses
-    assert all(torch.equal(one, two) for one, two in zip(course.model.parameters(), model.parameters(), strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(course.state.values(), model.state_dict().values(), strict=True))
 
 
 def test_treated_and_untreated_trials_start_from_the_same_weights():

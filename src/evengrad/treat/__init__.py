@@ -5,11 +5,14 @@ from evengrad.treat._add_normalization import AddNormalization
 from evengrad.treat._add_residual import AddResidual, Residual
 from evengrad.treat._clip_gradients import ClipGradients
 from evengrad.treat._combined import Combined
+from evengrad.treat._constrain_weights import ConstrainWeights
 from evengrad.treat._make import ALL, make
 from evengrad.treat._reinitialize import Reinitialize
 from evengrad.treat._scale_learning_rate import ScaleLearningRate
 from evengrad.treat._swap_activation import SwapActivation
 from evengrad.treat._swap_optimizer import SwapOptimizer
+from evengrad.treat._truncate_backprop import TruncateBackprop
+from evengrad.treat._use_gated_cell import UseGatedCell
 
 __all__ = [
     "ALL",
@@ -18,11 +21,14 @@ __all__ = [
     "AddResidual",
     "ClipGradients",
     "Combined",
+    "ConstrainWeights",
     "Reinitialize",
     "Residual",
     "ScaleLearningRate",
     "SwapActivation",
     "SwapOptimizer",
     "Treated",
+    "TruncateBackprop",
+    "UseGatedCell",
     "make",
 ]

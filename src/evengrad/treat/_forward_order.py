@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ class Place:
         norm: Whether it normalises.
         input_is: What is known about its input: `direct` when it is the untouched output of the weighted module before,
             `rectified` when it is non-negative with exact zeros, otherwise `unknown`.
-        output_dims: Dimensions of its output; None when not recorded.
+        input_shape: Shape of the first tensor that goes into it; None when not recorded.
+        output_shape: Shape of the first tensor that comes out; None when not recorded.
     """
 
     name: str
@@ -37,7 +38,8 @@ class Place:
     activation: str | None
     norm: bool
     input_is: str = "unknown"
-    output_dims: int | None = None
+    input_shape: tuple[int, ...] | None = None
+    output_shape: tuple[int, ...] | None = None
 
 
 def places(model: nn.Module, batch_input: Any = None) -> tuple[Place, ...]:
@@ -160,23 +162,45 @@ def run(model: nn.Module, batch_input: Any) -> Any:
         ) from err
 
 
+def shapes_into(model: nn.Module, names: tuple[str, ...], batch_input: Any) -> dict[str, tuple[int, ...]]:
+    """Record the shape of the first tensor that goes into each named module; those not reached are left out."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if batch_input is None or not names:
+        return shapes
+    with random_state_kept(), torch.no_grad():
+        scratch = copy.deepcopy(model).eval()
+        for name in names:
+
+            def before(_module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                tensor = first_tensor((args, kwargs))
+                if tensor is not None:
+                    shapes.setdefault(name, tuple(tensor.shape))
+
+            scratch.get_submodule(name).register_forward_pre_hook(before, with_kwargs=True)
+        run(scratch, batch_input)
+    return shapes
+
+
 class _Recorder:
     """Notes each use of a module, in the order in which they begin."""
 
     def __init__(self) -> None:
         self._uses: list[tuple[Place, str]] = []
-        self._output_dims: dict[str, int] = {}
+        self._into: dict[str, tuple[int, ...]] = {}
+        self._out_of: dict[str, tuple[int, ...]] = {}
         self._last_output: tuple[Tensor, int] | None = None
 
     def watch(self, place: Place, module: nn.Module) -> None:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            came = _first_tensor((args, kwargs))
+            came = first_tensor((args, kwargs))
+            if came is not None:
+                self._into.setdefault(place.name, tuple(came.shape))
             self._uses.append((place, self._input_is(came) if place.weighted else "unknown"))
 
         def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            tensor = _first_tensor(output)
+            tensor = first_tensor(output)
             if tensor is not None:
-                self._output_dims.setdefault(place.name, tensor.dim())
+                self._out_of.setdefault(place.name, tuple(tensor.shape))
                 if place.weighted:
                     self._last_output = (tensor, tensor._version)
 
@@ -195,21 +219,19 @@ class _Recorder:
 
     def in_order(self) -> tuple[Place, ...]:
         return tuple(
-            Place(
-                name=place.name,
-                module=place.module,
-                weighted=place.weighted,
-                activation=place.activation,
-                norm=place.norm,
+            replace(
+                place,
                 input_is=input_is,
-                output_dims=self._output_dims.get(place.name),
+                input_shape=self._into.get(place.name),
+                output_shape=self._out_of.get(place.name),
             )
             for place, input_is in self._uses
         )
 
 
-def _first_tensor(value: Any) -> Tensor | None:
+def first_tensor(value: Any) -> Tensor | None:
+    """Find the first tensor in what goes into a module or comes out of it; a packed sequence gives its data."""
     if isinstance(value, Tensor):
         return value
     items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    return next((tensor for item in items if (tensor := _first_tensor(item)) is not None), None)
+    return next((tensor for item in items if (tensor := first_tensor(item)) is not None), None)

@@ -8,18 +8,24 @@ from evengrad.treat._abstract import AbstractTreatment
 from evengrad.treat._add_normalization import AddNormalization
 from evengrad.treat._add_residual import AddResidual
 from evengrad.treat._clip_gradients import ClipGradients
+from evengrad.treat._constrain_weights import ConstrainWeights
 from evengrad.treat._reinitialize import Reinitialize
 from evengrad.treat._scale_learning_rate import ScaleLearningRate
 from evengrad.treat._swap_activation import SwapActivation
 from evengrad.treat._swap_optimizer import SwapOptimizer
+from evengrad.treat._truncate_backprop import TruncateBackprop
+from evengrad.treat._use_gated_cell import UseGatedCell
 
 ALL: tuple[type[AbstractTreatment], ...] = (
     ClipGradients,
     ScaleLearningRate,
     Reinitialize,
+    ConstrainWeights,
+    TruncateBackprop,
     SwapOptimizer,
     SwapActivation,
     AddNormalization,
+    UseGatedCell,
     AddResidual,
 )
 
