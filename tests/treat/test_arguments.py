@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from evengrad.nouns import Task, output_of
+from evengrad.nouns import Task, TreatmentError, output_of
 from evengrad.probe import probe
 from evengrad.treat import AddNormalization, Reinitialize, SwapActivation
 
@@ -39,6 +39,10 @@ def model_and_input(request):
 
 def test_every_model_treatment_runs_a_model_on_several_arguments(of_models, model_and_input):
     model, data = model_and_input
+    if of_models.name in {"TruncateBackprop", "UseGatedCell"}:
+        with pytest.raises(TreatmentError, match="recurrent"):  # there is none: in their own tests
+            of_models.treat(model, batch_input=data)
+        return
     treated = of_models.treat(model, batch_input=data)
     assert treated.changes
     assert output_of(treated.subject, data).shape == (5, 3)

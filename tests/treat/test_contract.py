@@ -182,7 +182,8 @@ def test_smaller_changes_have_smaller_ranks():
     efforts = {kind.__name__: kind().effort for kind in ALL}
     assert efforts == {
         "ClipGradients": 1, "ScaleLearningRate": 1, "Reinitialize": 2, "SwapOptimizer": 2,
-        "ConstrainWeights": 2, "TruncateBackprop": 2, "UseGatedCell": 4, "SwapActivation": 3, "AddNormalization": 4, "AddResidual": 5,
+        "ConstrainWeights": 2, "TruncateBackprop": 2, "UseGatedCell": 4,
+        "SwapActivation": 3, "AddNormalization": 4, "AddResidual": 5,
     }  # fmt: skip
 
 
