@@ -24,6 +24,7 @@ from evengrad.nouns._finding import Cure, Evidence, Finding, Setting, Severity, 
 from evengrad.nouns._json import from_json, to_json, to_plain
 from evengrad.nouns._reading import Ends, LayerReading, ParameterReading, Reading, Record, Setup, TensorReading
 from evengrad.nouns._story import Curve, HeatMap, Story
+from evengrad.nouns._sweep import Ending, Quantities, Sweep, SweepPoint, SweepRange
 from evengrad.nouns._task import Task, output_of
 from evengrad.nouns._verdict import Outcome, Trial, Verdict
 
@@ -31,6 +32,7 @@ __all__ = [
     "BatchError",
     "Cure",
     "Curve",
+    "Ending",
     "Ends",
     "EvengradError",
     "EvengradWarning",
@@ -47,6 +49,7 @@ __all__ = [
     "OptimizerError",
     "Outcome",
     "ParameterReading",
+    "Quantities",
     "Reading",
     "Record",
     "RunLogError",
@@ -55,6 +58,9 @@ __all__ = [
     "Setup",
     "Severity",
     "Story",
+    "Sweep",
+    "SweepPoint",
+    "SweepRange",
     "Task",
     "TaskError",
     "TensorReading",

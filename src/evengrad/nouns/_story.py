@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from evengrad.nouns._finding import Finding
+from evengrad.nouns._sweep import Sweep
 from evengrad.nouns._verdict import Trial, Verdict
 
 
@@ -60,6 +61,7 @@ class Story:
         changes: The cure in words.
         facts: Name and value of whatever describes the run: seed, versions, dates, durations.
         notes: What the reader must know about gaps: an incomplete log, an interruption.
+        sweep: What a sweep of settings found; None for all else.
     """
 
     title: str
@@ -73,3 +75,4 @@ class Story:
     changes: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    sweep: Sweep | None = None

@@ -10,10 +10,10 @@ from typing import Any, final
 import numpy as np
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from evengrad.clip import AbstractPolicy, State, policy_of
-from evengrad.measure import Norms, scale_
+from evengrad.measure import Norms
 from evengrad.nouns import ParameterReading, Reading, Setup, Task, output_of
 from evengrad.probe import Untouched, WeightSampler, named_parameters, probe, setup_and_untrained, those
+from evengrad.trial._clipping import Clipping
 from evengrad.trial._precision import LossScale, autocast_of
 from evengrad.trial._user_code import Batch, called, fresh_model, held_by
 
@@ -44,8 +44,7 @@ class Loop:
         self.setup: Setup = replace(setup, untrained=())  # until some steps have shown who moves them
         self._untouched = Untouched(untrained)
         self._parameters = list(parameters.values())
-        self._policy: AbstractPolicy | None = None if task.clip is None else policy_of(task.clip)
-        self._state: State = {} if self._policy is None else self._policy.init(len(self.names))
+        self._clipping = Clipping(task.clip, self._parameters, self.optimizer)
         self._scale = LossScale(task.loss_scale)
         self._keep = keep
         self._look_again = False
@@ -129,7 +128,7 @@ class Loop:
         total = float(np.linalg.norm(norms.astype(np.float64)))
         overflowed = self._scale.on and not isfinite(total)
         self._scale.after(finite=isfinite(total))
-        scale, skipped = (1.0, True) if overflowed else self._clip(norms)
+        scale, skipped = (1.0, True) if overflowed else self._clipping.clip_(norms, float(reading.loss or 0.0))
         if overflowed and reading.layers:  # the scale comes down: what the layers look like shows after that
             self._look_again = True
             reading = Reading(step=reading.step, loss=reading.loss)
@@ -142,16 +141,6 @@ class Loop:
             skipped=skipped,
         )
         return reading, skipped
-
-    def _clip(self, norms: Any) -> tuple[float, bool]:
-        if self._policy is None:
-            return 1.0, False
-        decision = self._policy(norms, self._state)
-        self._state = decision.state
-        scale, skipped = float(decision.scale[0]), bool(decision.skip[0])
-        if scale != 1.0 and not skipped:
-            scale_([parameter.grad for parameter in self._parameters], scale)
-        return scale, skipped
 
     def _read_weights(self) -> tuple[ParameterReading, ...]:
         return self._weights.readings(self._weights.packed().tolist())
