@@ -1,41 +1,69 @@
-"""Put a normalisation behind the layers."""
+"""Put normalisations where the layers of a model want them."""
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, final, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, final, get_args
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from evengrad.nouns import SettingError, Task, shortened
+from evengrad.nouns import SettingError, Task
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._draws import is_feedforward
-from evengrad.treat._forward_order import DROPOUTS, Place, followed_by_weighted, inside_torch, places
+from evengrad.treat._forward_graph import attention_projections, forwards, residual_branches
+from evengrad.treat._forward_order import DROPOUTS, Place, followed_by_weighted, inside_torch, parent_of, places
+from evengrad.treat._norm_insertions import Before, before_, behind_, recurrent_
+from evengrad.treat._norms import Kind, Norms, norms_for
 from evengrad.treat._on_a_copy import not_run, nothing_found, treated_copy
 from evengrad.treat._on_a_task import task_with_treated_model
-from evengrad.treat._surgery import alias_code, replace_everywhere_
-
-Kind = Literal["layer", "batch", "group", "rms"]
+from evengrad.treat._prenorm import branches_to_normalize, norm_before_head, switch_transformers_
+from evengrad.treat._reaches import reaches_output
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AddNormalization(AbstractTreatment):
-    """Put a normalisation behind each dense or convolutional layer of a copy that another weighted layer follows.
+    """Put a normalisation where each layer of a copy wants it. The weights stay, some under longer names in the state.
 
-    A layer becomes `nn.Sequential(layer, norm)`, so that `forward` stays as it is. Layers that a norm already
-    follows, that have a single output, or that torch's attention and transformer layers hold (which read their
-    weights by attribute) are left as they are. The weights stay.
+    - Behind each dense or convolutional layer that another weighted layer follows, before its activation: the layer
+      becomes `nn.Sequential(layer, norm)`, so that `forward` stays as it is.
+    - On the output of a recurrent layer, whose state goes on as it is; before the dense layer that follows, where the
+      model reads the state only.
+    - Before each residual branch `x + branch(x)` that a forward of one's own has and that holds no norm (pre-norm,
+      found by tracing it); the norm of a post-norm block moves there.
+    - In torch's transformer layers, whose norms are moved before the branches (`norm_first`), with a new one behind
+      the last layer where none is.
+
+    Layers that a norm already follows, that have a single output, that make queries, keys or values of an attention,
+    or that torch's attention and transformer layers hold (which read their weights by attribute) are left as they are.
 
     Without `batch_input` the copy is not run: a forward of one's own that reads `layer.weight` then breaks unnoticed,
     and `changes` names the layers for which that may be.
 
     Args:
         kind: `layer`: LayerNorm over the features, for convolutions over channels and positions together. `batch`:
-            BatchNorm; needs more than one sample per batch. `group`: GroupNorm with the most groups of at least four
-            channels, up to 32. `rms`: RMSNorm, dense layers only. `batch` and `group` go
-            behind a dense layer only if its output has two dimensions; without a batch it is taken to have two unless
-            the model has recurrent, attention or embedding layers. The default is the one that does not depend on the
-            other samples of the batch.
+            BatchNorm; needs more than one sample per batch, the last one too. `group`: GroupNorm with the most groups
+            of at least four channels, up to 32. `rms`: RMSNorm, not for convolutions. `batch` and `group` go
+            behind a dense layer only if its output has two dimensions (without a batch it is taken to have two unless
+            the model has recurrent, attention or embedding layers), and to no recurrent or transformer layer.
+            `auto` takes `batch` for convolutions from 16 samples in the batch on, and below `group`, whose error stays
+            where that of batch norm grows (Wu and He 2018, figure 1); for dense layers that see one vector a sample,
+            `batch` from 8 samples on, and below `layer`; and what no other sample has a part in without `batch_input`.
+            Sequences get `layer`, in which padding has no part; `rms` where the model has an RMSNorm already.
+
+            Dense layers were measured: accuracy on scikit-learn's digits after 400 steps, 64 units, weights as torch
+            draws them, means over relu and tanh, Adam (lr 1e-3) and SGD (0.05, momentum 0.9), and three seeds:
+
+            ========  ============  =======  =======
+            samples   dense layers  `layer`  `batch`
+            ========  ============  =======  =======
+            4         10 / 20       .41/.11  .42/.22
+            8         10 / 20       .48/.11  .78/.42
+            16        10 / 20       .56/.26  .93/.70
+            32        10 / 20       .66/.37  .95/.88
+            ========  ============  =======  =======
+
+            With 35 layers, 32 samples and sigmoid too: .10 and .60. Layer norm was ahead with Adam and 10 layers at 4
+            samples (.72, .54) and with tanh on two circles with Adam (.98, .85 at 10 layers).
 
     Raises:
         SettingError: The kind is unknown.
@@ -49,13 +77,16 @@ class AddNormalization(AbstractTreatment):
         for name, norm in [('0', nn.LayerNorm(4))]:
             layer = model.get_submodule(name)
             model.set_submodule(name, nn.Sequential(layer, norm.to(layer.weight)))
+        >>> AddNormalization().treat(model, batch_input=torch.zeros(16, 2)).changes
+        ('0: followed by a new BatchNorm1d',)
 
     Source:
-        Ba et al. 2016, arXiv 1607.06450 (layer); Ioffe and Szegedy 2015, arXiv 1502.03167 (batch); Wu and He 2018,
-        arXiv 1803.08494 (group); Zhang and Sennrich 2019, arXiv 1910.07467 (rms).
+        Ba et al. 2016, arXiv 1607.06450 (layer, recurrent layers); Ioffe and Szegedy 2015, arXiv 1502.03167 (batch);
+        Wu and He 2018, arXiv 1803.08494 (group); Zhang and Sennrich 2019, arXiv 1910.07467 (rms); Xiong et al. 2020,
+        arXiv 2002.04745 (before the branches).
     """
 
-    kind: Kind = "layer"
+    kind: Kind = "auto"
 
     effort: ClassVar[int] = 4
     changes_model: ClassVar[bool] = True
@@ -75,62 +106,52 @@ class AddNormalization(AbstractTreatment):
 
     def change_(self, model: nn.Module, *, seed: int, batch_input: Any) -> Change:
         """Put norms in, in place."""
-        order = places(model, batch_input)
-        new: dict[str, str] = {}
-        aliases: dict[str, tuple[str, ...]] = {}
-        for index, place in enumerate(order):
-            call = None if place.name in new else self._norm_behind(model, order, index)
-            if call is not None:
-                new[place.name] = call
-                aliases[place.name] = _wrap_(model, place, _made(call))
-        if not new:
+        order, norms = places(model, batch_input), norms_for(model, self.kind, batch_input)
+        traced = forwards(model)
+        stream = branches_to_normalize(model, residual_branches(model, traced), norms, batch_input)
+        kept = {*stream.normalized, *attention_projections(traced)}
+        recurrent, heads = _recurrent(model, order, norms, batch_input)
+        free = {place.name for place in order if not _is_below(place.name, kept)}
+        new = _behind(model, order, norms, free - set(heads))
+        switched, bare = switch_transformers_(model, norms)
+        inside = (*bare, *(stream.normalized if stream.before else ()))
+        last = norm_before_head(model, order, inside, norms, frozenset(before.moved for before in stream.before))
+        ahead = {place.names[0]: place for place in (*last, *heads.values())}
+        before = (*stream.before, *(place for name, place in ahead.items() if name not in new))
+        done = [*switched, *behind_(model, new), *recurrent_(model, recurrent), *before_(model, before)]
+        if not done:
             raise nothing_found(self, "a dense or convolutional layer, followed by another and not by a norm")
-        said = _said(new, aliases)
-        return replace(said, changes=(*said.changes, *not_run(model, tuple(new), batch_input)))
+        wrapped = (*new, *(name for place in before for name in place.names))
+        return Change(
+            changes=(*(words for change in done for words in change.changes), *not_run(model, wrapped, batch_input)),
+            code="\n".join(change.code for change in done),
+        )
 
-    def _norm_behind(self, model: nn.Module, order: tuple[Place, ...], index: int) -> str | None:
-        place = order[index]
+
+def _is_below(name: str, holders: set[str]) -> bool:
+    return any(name == holder or name.startswith(f"{holder}.") for holder in holders)
+
+
+def _behind(model: nn.Module, order: tuple[Place, ...], norms: Norms, free: set[str]) -> dict[str, str]:
+    new: dict[str, str] = {}
+    for place in order:
         layer = place.module
-        if not place.name or not is_feedforward(layer) or parametrize.is_parametrized(layer):
-            return None
-        if not layer.weight.is_floating_point() or inside_torch(model, place.name):
-            return None
-        if not followed_by_weighted(order, layer) or _norm_is_next(order, layer):
-            return None
-        if isinstance(layer, nn.Linear):
-            return self._behind_dense(layer.out_features, place.output_dims or _likely_dims(model))
-        return self._behind_convolution(layer.out_channels, layer.weight.dim() - 2)
-
-    def _behind_dense(self, width: int, dims: int) -> str | None:
-        if width < 2 or (self.kind in {"batch", "group"} and dims != 2):
-            return None
-        calls = {
-            "layer": f"nn.LayerNorm({width})",
-            "batch": f"nn.BatchNorm1d({width})",
-            "group": f"nn.GroupNorm({_groups(width)}, {width})",
-            "rms": f"nn.RMSNorm({width})",
-        }
-        return calls[self.kind]
-
-    def _behind_convolution(self, channels: int, dims: int) -> str | None:
-        calls = {
-            "layer": f"nn.GroupNorm(1, {channels})",
-            "batch": f"nn.BatchNorm{dims}d({channels})",
-            "group": f"nn.GroupNorm({_groups(channels)}, {channels})",
-        }
-        return calls.get(self.kind)
+        if place.name not in free or place.name in new or not place.name:
+            continue
+        if not is_feedforward(layer) or parametrize.is_parametrized(layer) or inside_torch(model, place.name):
+            continue
+        if _is_attention(parent_of(model, place.name)) or not layer.weight.is_floating_point():
+            continue
+        call = norms.behind(place) if followed_by_weighted(order, layer) and not _norm_is_next(order, layer) else None
+        if call is not None:
+            new[place.name] = call
+    return new
 
 
-def _likely_dims(model: nn.Module) -> int:
-    """Guess the dimensions of a dense layer's output without a batch."""
-    sequential = (nn.RNNBase, nn.MultiheadAttention, nn.Embedding)
-    return 3 if any(isinstance(module, sequential) for module in model.modules()) else 2
-
-
-def _groups(channels: int) -> int:
-    """Choose the most groups of at least four channels, at most 32; one group when there is no such divisor."""
-    fitting = [groups for groups in range(1, 33) if channels % groups == 0 and channels // groups >= 4]
-    return max(fitting, default=1)
+def _is_attention(parent: nn.Module) -> bool:
+    """Tell by its class name whether a module is an attention, for those that cannot be traced."""
+    kind = type(parent).__name__.lower()
+    return "attention" in kind or "attn" in kind
 
 
 def _norm_is_next(order: tuple[Place, ...], layer: nn.Module) -> bool:
@@ -143,29 +164,28 @@ def _norm_is_next(order: tuple[Place, ...], layer: nn.Module) -> bool:
     return False
 
 
-def _made(call: str) -> nn.Module:
-    kind, _, numbers = call.removeprefix("nn.").removesuffix(")").partition("(")
-    module: nn.Module = getattr(nn, kind)(*(int(number) for number in numbers.split(",")))
-    return module
+def _recurrent(
+    model: nn.Module, order: tuple[Place, ...], norms: Norms, batch_input: Any
+) -> tuple[dict[str, str], dict[str, Before]]:
+    """Choose norms for the outputs of recurrent layers, and before the layers that read only their states."""
+    new: dict[str, str] = {}
+    heads: dict[str, Before] = {}
+    for index, place in enumerate(order):
+        layer = place.module
+        if not isinstance(layer, nn.RNNBase | nn.RNNCellBase) or parametrize.is_parametrized(layer):
+            continue
+        if not place.name or not followed_by_weighted(order, layer) or _norm_is_next(order, layer):
+            continue
+        call = norms.of_sequence(_width(layer)) if isinstance(layer, nn.RNNBase) else None
+        if call is not None and reaches_output(model, place.name, batch_input):
+            new[place.name] = call
+            continue
+        following = next(later for later in order[index + 1 :] if later.weighted)
+        call = norms.of_sequence(following.module.in_features) if isinstance(following.module, nn.Linear) else None
+        if call is not None and not inside_torch(model, following.name):
+            heads[following.name] = Before(names=(following.name,), call=call)
+    return new, heads
 
 
-def _wrap_(model: nn.Module, place: Place, norm: nn.Module) -> tuple[str, ...]:
-    layer = place.module
-    norm.to(layer.get_parameter("weight"))
-    return replace_everywhere_(model, place.name, nn.Sequential(layer, norm))
-
-
-def _said(new: dict[str, str], aliases: dict[str, tuple[str, ...]]) -> Change:
-    changes = []
-    for kind in dict.fromkeys(call.partition("(")[0] for call in new.values()):
-        names = tuple(alias for name, call in new.items() if call.startswith(f"{kind}(") for alias in aliases[name])
-        changes.append(f"{shortened(names)}: followed by a new {kind.removeprefix('nn.')}")
-    # Only a batch norm gives other numbers in training mode, the mode of a new module.
-    mode = ".train(layer.training)" if any(call.startswith("nn.BatchNorm") for call in new.values()) else ""
-    pairs = ", ".join(f"({name!r}, {call})" for name, call in new.items())
-    code = (
-        f"for name, norm in [{pairs}]:\n"
-        "    layer = model.get_submodule(name)\n"
-        f"    model.set_submodule(name, nn.Sequential(layer, norm.to(layer.weight){mode}))"
-    )
-    return Change(changes=tuple(changes), code=code + alias_code(aliases))
+def _width(layer: nn.RNNBase) -> int:
+    return (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)

@@ -173,7 +173,7 @@ def shapes_into(model: nn.Module, names: tuple[str, ...], batch_input: Any) -> d
 
             def before(_module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 tensor = first_tensor((args, kwargs))
-                if tensor is not None:
+                if tensor is not None and not tensor.is_nested:
                     shapes.setdefault(name, tuple(tensor.shape))
 
             scratch.get_submodule(name).register_forward_pre_hook(before, with_kwargs=True)
@@ -193,13 +193,13 @@ class _Recorder:
     def watch(self, place: Place, module: nn.Module) -> None:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             came = first_tensor((args, kwargs))
-            if came is not None:
+            if came is not None and not came.is_nested:
                 self._into.setdefault(place.name, tuple(came.shape))
             self._uses.append((place, self._input_is(came) if place.weighted else "unknown"))
 
         def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
             tensor = first_tensor(output)
-            if tensor is not None:
+            if tensor is not None and not tensor.is_nested:  # whose shape cannot be told
                 self._out_of.setdefault(place.name, tuple(tensor.shape))
                 if place.weighted:
                     self._last_output = (tensor, tensor._version)
@@ -208,7 +208,7 @@ class _Recorder:
         module.register_forward_hook(after)
 
     def _input_is(self, came: Tensor | None) -> str:
-        if came is None or not came.is_floating_point() or came.numel() == 0:
+        if came is None or came.is_nested or not came.is_floating_point() or came.numel() == 0:
             return "unknown"
         if self._last_output is not None:
             output, version = self._last_output
