@@ -49,6 +49,9 @@ class Verdict:
         symptoms_before: Size of the largest found symptom, in decades, per confirming seed.
         symptoms_after: The same after treatment.
         seeds: The confirming seeds.
+        gain: Mean of the gains of the pairs, each over the better of the untreated and the untrained model; None where
+            there was nothing to compare with.
+        gain_interval: Bootstrap interval of that mean, 95 %.
         message: One or two sentences with the numbers.
     """
 
@@ -59,4 +62,6 @@ class Verdict:
     symptoms_before: tuple[float, ...] = ()
     symptoms_after: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
+    gain: float | None = None
+    gain_interval: tuple[float, float] | None = None
     message: str = ""

@@ -1,6 +1,8 @@
 """Paired trials and the verdict that they lead to."""
 
+from evengrad.trial._metric import metric_of
 from evengrad.trial._repair import Repair, repair
+from evengrad.trial._tune import Tuning, tune
 from evengrad.trial._user_code import first_batch, fresh_model
 
-__all__ = ["Repair", "first_batch", "fresh_model", "repair"]
+__all__ = ["Repair", "Tuning", "first_batch", "fresh_model", "metric_of", "repair", "tune"]

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 from evengrad.checkup import Patient, Progress, with_causes
-from evengrad.nouns import Cure, Finding, Task, TreatmentError
+from evengrad.nouns import Cure, EvengradError, Finding, Task
 from evengrad.probe import probe
 from evengrad.treat import AbstractTreatment, Combined, Treated, make
+from evengrad.trial._precision import autocast_of
 from evengrad.trial._seeded import seeded
 from evengrad.trial._user_code import first_batch, fresh_model
 
 # A treatment that removes less than this of a symptom on the batch is not worth a training.
 LEAST_RELIEF_DECADES = 0.5
-# Where two treatments are combined, the function comes before the weights that are scaled for it, and a norm before
-# the shortcut around it.
-ORDER = ("SwapActivation", "AddNormalization", "AddResidual", "Reinitialize")
+# Where treatments are combined, what is at the output and the functions come before the weights that are scaled for
+# them, a norm before the shortcut around it, what wraps the model behind what changes its inside, the training last.
+ORDER = (
+    "RemoveOutputActivation",
+    "AddActivation",
+    "SwapActivation",
+    "UseGatedCell",
+    "AddNormalization",
+    "AddResidual",
+    "KeepInFloat32",
+    "Reinitialize",
+    "TruncateBackprop",
+    "NormalizeInput",
+    "NormalizeTarget",
+    "TrainEverything",
+    "SwapOptimizer",
+    "SetOptimizer",
+    "ScaleLearningRate",
+    "WarmUp",
+    "ClipGradients",
+    "ConstrainWeights",
+    "ScaleLoss",
+)
+# Of these only one at a time makes sense.
+EXCLUDE = (frozenset({"SwapOptimizer", "ScaleLearningRate"}), frozenset({"SwapOptimizer", "SetOptimizer"}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,51 +62,92 @@ def explained(
     with seeded(seed):
         model, _ = fresh_model(task)
         batch = first_batch(task)
-    record = probe(model, task.loss, batch)
-    patient = Patient(model=model, loss=task.loss, batch=batch, record=record, seed=seed)
-    return with_causes(findings, patient, progress=progress)
+        with autocast_of(task.autocast, model):
+            record = probe(model, task.loss, batch)
+            patient = Patient(model=model, loss=task.loss, batch=batch, record=record, seed=seed)
+            return with_causes(findings, patient, progress=progress)
 
 
-def candidates(task: Task, findings: tuple[Finding, ...], *, seed: int, most: int) -> list[Candidate]:
-    """List what to try: single treatments first; pairs only where no single one removed a symptom on the batch.
+def proposed(findings: Sequence[Finding]) -> list[AbstractTreatment]:
+    """Rank what the findings propose: what a counterfactual has spoken for, the smallest change first; then the rest.
 
-    What a counterfactual could not try (treatments of the training; everything for a symptom that develops later) is
-    worth a trial too and comes behind what one has spoken for, the smallest change first.
+    A cure that removes its symptom on the batch and brings no other comes first, then what a batch cannot judge
+    (treatments of the training, and all for a symptom that develops later), then what made a symptom smaller. Of each
+    finding the first comes before the second of any, since nobody knows yet which finding is the root. What was tried
+    and helped nothing is left out.
     """
-    proposed = [(cure, make(cure.treatment, cure.settings)) for finding in findings for cure in finding.cures]
-    proven = [part for cure, part in proposed if cure.removes and not cure.brings]
-    tried = [part for cure, part in proposed if cure.tried]
-    wanted = [*proven, *_helping(proposed), *([] if proven else _pairs(tried)), *_open(proposed)]
-    chosen: list[Candidate] = []
-    for treatment in {part.label: part for part in wanted}.values():
+    ranks: dict[str, tuple[tuple[int, int, int, int], AbstractTreatment]] = {}
+    for number, finding in enumerate(findings):
+        places: dict[int, int] = {}
+        for cure in finding.cures:
+            treatment = make(cure.treatment, cure.settings)
+            group = _group(cure, treatment)
+            if group is None:
+                continue
+            place = places[group] = places.get(group, -1) + 1
+            rank = (group, place, number + 100 * bool(finding.follows), treatment.effort)
+            known = ranks.get(treatment.label)
+            if known is None or rank < known[0]:
+                ranks[treatment.label] = (rank, treatment)
+    return [treatment for _, treatment in sorted(ranks.values(), key=lambda pair: pair[0])]
+
+
+def _group(cure: Cure, treatment: AbstractTreatment) -> int | None:
+    if not cure.tried:
+        fits = not treatment.changes_model or not cure.change
+        return 1 if fits else None
+    if cure.removes:
+        return 1 if cure.brings else 0
+    return 2 if (cure.relief_decades or 0.0) >= LEAST_RELIEF_DECADES else None
+
+
+def candidates(
+    task: Task, treatments: Iterable[AbstractTreatment], *, seed: int, most: int, known: frozenset[str] = frozenset()
+) -> list[Candidate]:
+    """Treat the task with the first few that apply to it.
+
+    Args:
+        task: Left as it is.
+        treatments: By rank.
+        seed: Of the models that are built to see whether a treatment applies.
+        most: How many are wanted.
+        known: Labels that are not wanted again.
+    """
+    chosen: dict[str, Candidate] = {}
+    for treatment in treatments:
         if len(chosen) == most:
             break
+        if treatment.label in known or treatment.label in chosen:
+            continue
         try:
             with seeded(seed):
-                chosen.append(Candidate(treatment=treatment, treated=treatment.treat_task(task, seed=seed)))
-        except TreatmentError:
-            continue  # it does not fit this model; the finding's cures say so already
-    return chosen
+                treated = treatment.treat_task(task, seed=seed)
+        except EvengradError:
+            continue  # it does not fit this task; the finding's cures say so where a counterfactual was run
+        chosen[treatment.label] = Candidate(treatment=treatment, treated=treated)
+    return list(chosen.values())
 
 
-def _helping(proposed: list[tuple[Cure, AbstractTreatment]]) -> list[AbstractTreatment]:
-    """Take what made a symptom smaller on the batch or moved it, the most relief first."""
-    helping = [(cure.relief_decades or 0.0, part) for cure, part in proposed if cure.tried]
-    helping = [pair for pair in helping if pair[0] >= LEAST_RELIEF_DECADES]
-    return [part for _, part in sorted(helping, key=lambda pair: -pair[0])]
+def combined(first: AbstractTreatment, others: Iterable[AbstractTreatment]) -> list[AbstractTreatment]:
+    """Combine one treatment with each of the others that goes with it, in the order in which they work together."""
+    parts = parts_of(first)
+    found = []
+    for other in others:
+        whole = {part.name: part for part in (*parts, *parts_of(other))}
+        if len(whole) < len(parts) + len(parts_of(other)) or _clash(frozenset(whole)):
+            continue
+        found.append(Combined(tuple(sorted(whole.values(), key=lambda part: _place(part.name)))))
+    return list(found)
 
 
-def _open(proposed: list[tuple[Cure, AbstractTreatment]]) -> list[AbstractTreatment]:
-    """Take what a batch could not judge: treatments of the training, and cures without a word on why they failed."""
-    open_ = [part for cure, part in proposed if not cure.tried and (not part.changes_model or not cure.change)]
-    return sorted(open_, key=lambda part: part.effort)
+def parts_of(treatment: AbstractTreatment) -> tuple[AbstractTreatment, ...]:
+    """Take a treatment apart; a single one is its own only part."""
+    return treatment.treatments if isinstance(treatment, Combined) else (treatment,)
 
 
-def _pairs(treatments: list[AbstractTreatment]) -> list[AbstractTreatment]:
-    model = [treatment for treatment in treatments if treatment.changes_model]
-    pairs = [
-        Combined(tuple(sorted(pair, key=lambda part: ORDER.index(part.name))))
-        for pair in combinations(model, 2)
-        if pair[0].name != pair[1].name
-    ]
-    return sorted(pairs, key=lambda pair: pair.effort)
+def _place(name: str) -> int:
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def _clash(names: frozenset[str]) -> bool:
+    return any(pair <= names for pair in EXCLUDE)

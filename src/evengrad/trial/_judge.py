@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from statistics import mean, median
 
 from evengrad.nouns import Finding, Outcome, Trial, Verdict
+from evengrad.trial._bootstrap import interval_of_mean
 
 # Metrics closer than this share of the better half's spread are taken as equal, and the smaller change wins.
 EQUAL_FRAC = 0.02
 # A gain below this share of the metric itself is none, however steady: no metric is known that finely.
 LEAST_GAIN_FRAC = 0.01
+TAIL_FRAC = 0.1  # of the losses, over which their noise is averaged
 
 
-def ranked(trials: Sequence[tuple[Trial, int]]) -> list[int]:
-    """Rank the trials of one rung: finished before failed, then metric, then free of findings, then effort.
+def ranked(trials: Sequence[tuple[Trial, int, bool]]) -> list[int]:
+    """Rank the trials of one rung: finished before failed, metric, free of findings, loss, effort.
 
     What counts as equal is measured by the spread between the best and the median, not by the worst: a single candidate
-    that is far off would make all others equal.
+    that is far off would make all others equal. Early on the metric of all may still be that of guessing; then the loss
+    tells who learns.
 
     Args:
-        trials: Each with the effort of its treatment.
+        trials: Each with the effort of its treatment, and whether its loss is the same function as that of the others.
 
     Returns:
         Indices into `trials`, the best first.
     """
-    metrics = [trial.metric for trial, _ in trials if trial.metric is not None]
+    metrics = [trial.metric for trial, _, _ in trials if trial.metric is not None]
     best = max(metrics, default=0.0)
     step = max(EQUAL_FRAC * (best - median(metrics)), LEAST_GAIN_FRAC / 2 * abs(best), 1e-12) if metrics else 1.0
+    losses = [loss_at_end(trial) for trial, _, same in trials if same and trial.metric is not None]
+    least = min(losses, default=0.0)
+    loss_step = max(EQUAL_FRAC * (median(losses) - least), LEAST_GAIN_FRAC / 2 * abs(least), 1e-12) if losses else 1.0
 
-    def key(index: int) -> tuple[bool, float, bool, int, int]:
-        trial, effort = trials[index]
-        behind = 0.0 if trial.metric is None else round((best - trial.metric) / step)
-        return (trial.metric is None, behind, bool(trial.findings), effort, index)
+    def key(index: int) -> tuple[bool, float, bool, float, int, int]:
+        trial, effort, same = trials[index]
+        if trial.metric is None:
+            return (True, 0.0, True, 0.0, effort, index)
+        behind = round((best - trial.metric) / step)
+        loss_behind = round((loss_at_end(trial) - least) / loss_step) if same else 0
+        return (False, behind, bool(trial.findings), loss_behind, effort, index)
 
     return sorted(range(len(trials)), key=key)
+
+
+def loss_at_end(trial: Trial) -> float:
+    """Average the last tenth of the losses; infinite where there is none."""
+    tail = trial.losses[-max(1, round(TAIL_FRAC * len(trial.losses))) :]
+    value = mean(tail) if tail else float("inf")
+    return float("inf") if isnan(value) else value
 
 
 def largest_symptom(trial: Trial, codes: frozenset[str]) -> float:
@@ -52,9 +69,10 @@ def judge(
     """Compare paired trials, one pair per confirming seed.
 
     The metric has improved if on every seed the treated training beats both the untreated one and the untrained model,
-    and the smallest of these gains is larger than what the seed alone changes in the treated metric (its range over
-    seeds) and than 1 % of the metric. The pathology has improved if on every seed the treated training has no finding
-    at all and the symptoms found before are smaller. *Cured* needs both and at least two seeds; *improved* the metric.
+    the smallest of these gains is larger than what the seed alone changes in the treated metric (its range over
+    seeds) and than 1 % of the metric, and the bootstrap interval of the mean gain lies above zero. The pathology has
+    improved if on every seed the treated training has no finding at all and no symptom found before is larger. *Cured*
+    needs both, a finding before and at least two seeds; *improved* the metric.
 
     Args:
         before: Untreated trials, one per seed.
@@ -66,12 +84,13 @@ def judge(
     symptoms_before = tuple(largest_symptom(trial, codes) for trial in before)
     symptoms_after = tuple(largest_symptom(trial, codes) for trial in after)
     healthy = [
-        not trial.findings and size_after < size_before
+        not trial.findings and size_after <= size_before
         for trial, size_before, size_after in zip(after, symptoms_before, symptoms_after, strict=True)
     ]
+    gains = [gain for gain in _gains(before, after, untrained) if gain is not None]
     outcome: Outcome = "not cured"
     if beats_chance(before, after, untrained):
-        outcome = "cured" if all(healthy) and len(after) > 1 else "improved"
+        outcome = "cured" if all(healthy) and len(after) > 1 and findings else "improved"
     return Verdict(
         outcome=outcome,
         label=after[0].label if after else "",
@@ -80,19 +99,28 @@ def judge(
         symptoms_before=symptoms_before,
         symptoms_after=symptoms_after,
         seeds=tuple(trial.seed for trial in after),
+        gain=mean(gains) if gains else None,
+        gain_interval=interval_of_mean(gains) if len(gains) > 1 else None,
         message=_message(before, after, (symptoms_before, symptoms_after), codes),
     )
 
 
 def beats_chance(before: Sequence[Trial], after: Sequence[Trial], untrained: Sequence[float | None]) -> bool:
     """Tell whether the gain of every pair is larger than what the seed alone changes."""
-    gains = [_gain(one, two, fresh) for one, two, fresh in zip(before, after, untrained, strict=True)]
+    gains = _gains(before, after, untrained)
     reached = [trial.metric for trial in after if trial.metric is not None]
     if not gains or len(reached) < len(after):
         return False
     noise = max(reached) - min(reached)
     least = LEAST_GAIN_FRAC * max(abs(value) for value in reached)
-    return all(gain is None or gain > max(noise, least) for gain in gains)
+    known = [gain for gain in gains if gain is not None]
+    if len(known) > 1 and interval_of_mean(known)[0] <= 0.0:
+        return False
+    return all(gain > max(noise, least) for gain in known)
+
+
+def _gains(before: Sequence[Trial], after: Sequence[Trial], untrained: Sequence[float | None]) -> list[float | None]:
+    return [_gain(one, two, fresh) for one, two, fresh in zip(before, after, untrained, strict=True)]
 
 
 def _gain(before: Trial, after: Trial, untrained: float | None) -> float | None:
@@ -110,11 +138,13 @@ def _message(
     if not after:
         return "nothing was confirmed"
     new = sorted({code for trial in after for code in trial.findings} - codes)
+    left = sorted({code for trial in after for code in trial.findings} & codes)
     seeds = f"{len(after)} seeds that were" if len(after) > 1 else "one seed that was"
     return (
         f"{after[0].label}: metric {spread([trial.metric for trial in before])} before, "
-        f"{spread([trial.metric for trial in after])} after, on {seeds} not used for choosing; largest symptom "
-        f"{mean(symptoms[0]):.1f} decades before, {mean(symptoms[1]):.1f} after"
+        f"{spread([trial.metric for trial in after])} after, on {seeds} not used for choosing"
+        + (f"; largest symptom {mean(symptoms[0]):.1f} decades before, {mean(symptoms[1]):.1f} after" if codes else "")
+        + (f"; still {', '.join(left)}" if left else "")
         + (f"; but now {', '.join(new)}" if new else "")
         + ("; one seed proves little" if len(after) == 1 else "")
     )

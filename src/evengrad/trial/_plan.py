@@ -25,6 +25,7 @@ class Plan:
         until: Where to stop for now; None for the end. The metric is measured there, and a later plan for the same
             training may go on from there.
         log: A run directory for the readings; None for none.
+        time_s: Seconds that the way to `until` may take, where an engine can end a training; None for any time.
     """
 
     task: Task
@@ -34,6 +35,7 @@ class Plan:
     stage: str
     until: int | None = None
     log: Path | None = None
+    time_s: float | None = None
 
     @property
     def end(self) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import Literal, final
+from typing import final
 
 from torch import nn
 
@@ -13,7 +15,9 @@ from evengrad import report
 from evengrad.checkup import Progress
 from evengrad.nouns import Finding, SettingError, Story, Task, Trial, Verdict
 from evengrad.treat import AbstractTreatment
-from evengrad.trial._search import MOST_CANDIDATES, Search, cost
+from evengrad.trial._engines import Engine, engine_for
+from evengrad.trial._rungs import rungs_of
+from evengrad.trial._search import Search
 
 
 @final
@@ -60,26 +64,32 @@ def repair(
     *,
     budget: int | None = None,
     seeds: int = 3,
-    engine: Literal["local"] = "local",
+    engine: Engine = "auto",
+    address: str | None = None,
     log: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Repair:
     """Train a task, diagnose it, try cures in paired trials, and say what was proved.
 
-    One full untreated training is watched. If a rule speaks, its cures are ranked by counterfactuals on a fresh model;
-    the best ones run as trials of a quarter of the steps, the best third of them for half; the winner is confirmed by
-    full trainings, treated and untreated, on seeds that were not used for choosing. If it is not cured by that, the
-    second best gets its own seeds, as far as the budget goes. Every trial starts from fresh weights and sees the same
-    batches in the same order. A candidate that raises has failed; the search goes on. Ctrl-C ends the search and
-    returns what was found so far.
+    One full untreated training is watched. If a rule speaks, its cures are ranked by counterfactuals on a fresh model,
+    the smallest change first. Up to eight single treatments train for a sixteenth of the steps, and where the best does
+    not suffice, up to four combinations: of the best with what the diagnosis of its own trial proposes, and with the
+    next best. The best four go on to a quarter, the best two to half, on another seed as well, unless the leader has
+    come to where nobody could overtake it. The winner is confirmed by full trainings, treated and untreated, on seeds
+    that were not used for choosing. If it shows no gain there, the second best gets its own seeds, as far as the budget goes. Every trial
+    starts from fresh weights and sees the same batches in the same order; `validate` only measures. A candidate that
+    raises, crashes or hangs has failed; the search goes on. Ctrl-C ends the search and returns what was found so far.
 
     Args:
         task: Left as it is.
-        budget: The most optimizer steps, all trials together; None for what six candidates and two confirmations take,
-            at most 15.5 trainings and about 9.5 where the first is confirmed.
+        budget: The most optimizer steps, all trials together; None for what the search takes: one training to look, at
+            most three to choose, and two for each confirming seed of at most two finalists.
         seeds: Confirming seeds; one is never enough for *cured*.
-        engine: Where trials run: in this process.
+        engine: Where trials run. `local`: in processes of their own, each with limits of memory and time; `here`: in
+            this process, one after the other; `ray`: on a Ray cluster, with what `Task.resources` states; `auto`:
+            `local`, or `here` where the task cannot be sent to another process, which the report says.
+        address: Of the Ray cluster; None for one that is running, else one of this machine.
         log: A directory for the run logs of the first untreated and the confirmed training, and for the story that
             `evengrad report` reads; the story is written anew after every trial, so that a killed search leaves what
             it knew.
@@ -93,16 +103,18 @@ def repair(
     """
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise SettingError("seeds", came=repr(seeds), wanted="a positive whole number")
-    if engine != "local":
-        raise SettingError("engine", came=repr(engine), wanted="'local'")
-    search = Search(task, most=_affordable(task.steps, seeds, budget), seeds=seeds, seed=seed, budget=budget)
-    search.log = None if log is None else Path(log)
-    search.progress = progress
-    try:
-        search.run()
-    except KeyboardInterrupt:
-        search.interrupted = True
-    return _result(search)
+    rungs = rungs_of(task.steps, _allowance(task.steps, seeds, budget))
+    made, note = engine_for(task, engine, address=address)
+    with closing(made):
+        search = Search(task, made, rungs, seeds=seeds, seed=seed, budget=budget)
+        search.notes += [note] if note else []
+        search.log = None if log is None else Path(log)
+        search.follow(progress)
+        try:
+            search.run()
+        except KeyboardInterrupt:
+            search.interrupted = True
+        return _result(search)
 
 
 def _result(search: Search) -> Repair:
@@ -111,7 +123,7 @@ def _result(search: Search) -> Repair:
     return Repair(
         verdict=verdict,
         findings=search.findings,
-        trials=tuple(search.trials),
+        trials=search.trials,
         treatment=winner.candidate.treatment if winner is not None else None,
         task=winner.candidate.treated.subject if winner is not None else search.task,
         model=winner.best_model() if winner is not None else None,
@@ -121,15 +133,17 @@ def _result(search: Search) -> Repair:
     )
 
 
-def _affordable(steps: int, seeds: int, budget: int | None) -> int:
-    """Count the candidates that a budget pays for, the first confirmation included."""
+def _allowance(steps: int, seeds: int, budget: int | None) -> int | None:
+    """Count the optimizer steps that a budget leaves for choosing; None where there is no budget."""
     if budget is None:
-        return MOST_CANDIDATES
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < cost(steps, seeds, 1):
+        return None
+    fixed = steps * (1 + 2 * seeds)
+    least = fixed + min(steps, ceil(steps / 2))
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < least:
         raise SettingError(
             "budget",
             came=repr(budget),
-            wanted=f"at least {cost(steps, seeds, 1)} optimizer steps",
-            advice=f"that is one candidate and {seeds} confirming seeds of {steps} steps each",
+            wanted=f"at least {least} optimizer steps",
+            advice=f"that is one untreated training, half a one for a candidate, and {seeds} pairs of {steps} steps",
         )
-    return max(count for count in range(1, MOST_CANDIDATES + 1) if cost(steps, seeds, count) <= budget)
+    return budget - fixed

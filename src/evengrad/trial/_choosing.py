@@ -1,0 +1,216 @@
+"""Choosing among candidates by successive halving, with combinations only where single treatments do not suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from statistics import mean
+from typing import final
+
+from evengrad.nouns import Finding, Task, Trial
+from evengrad.treat import AbstractTreatment
+from evengrad.trial._candidates import Candidate, candidates, combined, parts_of, proposed
+from evengrad.trial._course import Course
+from evengrad.trial._engine import Failure
+from evengrad.trial._judge import LEAST_GAIN_FRAC, loss_at_end, ranked
+from evengrad.trial._plan import Plan
+from evengrad.trial._rungs import MOST_COMBINED, MOST_SINGLES, Rungs
+from evengrad.trial._runs import Runs
+
+BASES = 3  # single treatments that combinations are made from
+OTHERS = 3  # further single treatments that each of them is combined with
+
+# Of these the loss is another function afterwards, so that losses do not compare.
+OTHER_LOSS = frozenset({"NormalizeTarget"})
+
+
+@dataclass(kw_only=True, slots=True)
+class Entrant:
+    """A candidate and how far it has got."""
+
+    candidate: Candidate
+    trial: Trial | None = None
+    course: Course | None = None
+
+    @property
+    def treatment(self) -> AbstractTreatment:
+        """What is tried."""
+        return self.candidate.treatment
+
+    @property
+    def alive(self) -> bool:
+        """Whether its training went through so far."""
+        return self.trial is not None and self.trial.metric is not None
+
+    @property
+    def same_loss(self) -> bool:
+        """Whether its loss is the function that the untreated training has."""
+        return not OTHER_LOSS & {part.name for part in parts_of(self.treatment)}
+
+
+@final
+class Choosing:
+    """One search for the best treatment.
+
+    Args:
+        task: The sick task.
+        runs: Where trainings run.
+        rungs: How far, and how many.
+        seeds: Of all trainings, and the one on which the last few are compared once more.
+        untreated: The untreated training of that seed.
+        floor: The metric of a fresh model; None if unknown.
+    """
+
+    def __init__(
+        self, task: Task, runs: Runs, rungs: Rungs, *, seeds: tuple[int, int], untreated: Trial, floor: float | None
+    ) -> None:
+        self._task = task
+        self._runs = runs
+        self._rungs = rungs
+        self._seed, self._second_seed = seeds
+        self._untreated = untreated
+        self._floor = floor
+        self._known: set[str] = set()
+        self._stopped = ""
+
+    @property
+    def stopped(self) -> str:
+        """Why the search ended before its last rung; empty if it did not."""
+        return self._stopped
+
+    def run(self, treatments: Sequence[AbstractTreatment]) -> list[Candidate]:
+        """Rank what was tried, the best first; only what could be trained.
+
+        Args:
+            treatments: Single ones, by rank.
+        """
+        first, later, last = self._rungs.lengths
+        places = self._rungs.places
+        combine = places[0] > MOST_COMBINED
+        most = min(MOST_SINGLES, places[0] - MOST_COMBINED // 2) if combine else places[0]
+        entrants = self._entrants(treatments, most)
+        field = self._raced(entrants, first, "halving 1")
+        if not field or not self._suffices(field[0]):
+            more = self._combinations(field, treatments, places[0] - len(entrants))
+            field = self._ordered([*field, *self._raced(more, first, "halving 1")])
+        field = self._raced(self._cut(field, places[1]), later, "halving 2")
+        settled = self._settled(field, first, later)
+        if field and not settled and not self._suffices(field[0]):
+            more = self._combinations(field[:1], treatments, 1)
+            field = self._ordered([*field, *self._raced(more, later, "halving 2")])
+        duel = self._cut(field, places[2])
+        if not settled:
+            duel = self._raced(duel, last, "halving 3")
+        self._runs.engine.forget([self._plan(entrant, last, "") for entrant in duel])
+        return [entrant.candidate for entrant in self._on_another_seed(duel, later if settled else last)]
+
+    def _on_another_seed(self, duel: list[Entrant], until: int) -> list[Entrant]:
+        """Rank the last few by the mean of two seeds: one seed may be kind to a treatment that others are not."""
+        if len(duel) < 2:
+            return duel
+        plans = [replace(self._plan(one, until, "halving 3"), seed=self._second_seed) for one in duel]
+        for place, result in self._runs.run(plans):
+            first, second = duel[place].trial, result.trial
+            if first is None or first.metric is None or second.metric is None:
+                duel[place].trial = second
+                continue
+            both = replace(
+                first,
+                metric=mean((first.metric, second.metric)),
+                findings=tuple(dict.fromkeys((*first.findings, *second.findings))),
+                losses=(mean((loss_at_end(first), loss_at_end(second))),),
+            )
+            duel[place].trial = both
+        self._runs.engine.forget(plans)
+        return self._ordered(duel)
+
+    def _entrants(self, treatments: Sequence[AbstractTreatment], most: int) -> list[Entrant]:
+        chosen = candidates(self._task, treatments, seed=self._seed, most=most, known=frozenset(self._known))
+        self._known |= {one.label for one in chosen}
+        return [Entrant(candidate=one) for one in chosen]
+
+    def _combinations(
+        self, field: Sequence[Entrant], treatments: Sequence[AbstractTreatment], most: int
+    ) -> list[Entrant]:
+        """Combine the best with what the diagnosis of their own trials proposes, and with the next best."""
+        if most < 1:
+            return []
+        by_base: list[list[AbstractTreatment]] = []
+        tried = [entrant.treatment for entrant in field]
+        for base in field[:BASES]:
+            found = _findings_of(base)
+            next_best = [one for one in tried if one is not base.treatment]
+            others = [*proposed(found)[:OTHERS], *next_best[:OTHERS], *treatments[:OTHERS]]
+            by_base.append(combined(base.treatment, others))
+        in_turn = [pair for turn in zip_longest(*by_base) for pair in turn if pair is not None]
+        return self._entrants(in_turn, most)
+
+    def _raced(self, entrants: list[Entrant], until: int, stage: str) -> list[Entrant]:
+        """Train entrants up to a step and rank those that came through."""
+        going = [one for one in entrants if one.trial is None or (one.alive and one.trial.steps < until)]
+        plans = [self._plan(one, until, stage) for one in going]
+        if plans:
+            for place, result in self._runs.run(plans):
+                going[place].trial = result.trial
+                going[place].course = None if isinstance(result, Failure) else result
+        return self._ordered(entrants)
+
+    def _ordered(self, entrants: Sequence[Entrant]) -> list[Entrant]:
+        alive = [one for one in entrants if one.alive]
+        trials = [(one.trial, one.treatment.effort, one.same_loss) for one in alive if one.trial is not None]
+        return [alive[place] for place in ranked(trials)]
+
+    def _cut(self, field: list[Entrant], count: int) -> list[Entrant]:
+        self._runs.engine.forget([self._plan(one, 0, "") for one in field[count:]])
+        return field[:count]
+
+    def _plan(self, entrant: Entrant, until: int, stage: str) -> Plan:
+        return Plan(
+            task=entrant.candidate.treated.subject,
+            label=entrant.candidate.label,
+            seed=self._seed,
+            steps=self._task.steps,
+            stage=stage,
+            until=until,
+            time_s=self._runs.time_s(until),
+        )
+
+    def _suffices(self, entrant: Entrant) -> bool:
+        """Tell whether it has no finding and has learnt more than the untreated training and a fresh model."""
+        trial = entrant.trial
+        if trial is None or trial.metric is None or trial.findings:
+            return False
+        known = [metric for metric in (self._floor, metric_at(self._untreated, trial.steps)) if metric is not None]
+        return not known or trial.metric > max(known) + LEAST_GAIN_FRAC * abs(trial.metric)
+
+    def _settled(self, field: Sequence[Entrant], first: int, later: int) -> bool:
+        """Tell whether nobody could come to the leader's metric by the end, were each to go on as it has come."""
+        if not field or later <= first or not self._suffices(field[0]):
+            return False
+        leader = field[0].trial
+        if leader is None or leader.metric is None:
+            return False
+        least = LEAST_GAIN_FRAC * abs(leader.metric)
+        bounds = [_bound(one.trial, first, later, self._task.steps) for one in field if one.trial is not None]
+        if all(bound is not None and bound <= leader.metric + least for bound in bounds):
+            self._stopped = f"no candidate could have gained more than {least:.2g} by training on"
+            return True
+        return False
+
+
+def metric_at(trial: Trial, step: int) -> float | None:
+    """Take the metric that was measured last up to a step."""
+    return next((metric for at, metric in reversed(trial.metrics) if at <= step), None)
+
+
+def _bound(trial: Trial, first: int, later: int, steps: int) -> float | None:
+    """Extend the way from the first rung to the second on a straight line to the end: learning slows down."""
+    start, end = metric_at(trial, first), trial.metric
+    if start is None or end is None:
+        return None
+    return end + max(0.0, end - start) / (later - first) * (steps - later)
+
+
+def _findings_of(entrant: Entrant) -> tuple[Finding, ...]:
+    return entrant.course.findings if entrant.course is not None else ()

@@ -1,0 +1,93 @@
+"""Running trainings for a search: counted, noted, and checked to see the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import final
+
+from evengrad.checkup import Progress
+from evengrad.nouns import TaskError, Trial
+from evengrad.trial._course import Course
+from evengrad.trial._engine import AbstractEngine, Failure
+from evengrad.trial._plan import Plan
+
+# A training may take so many times as long as the untreated one per step, and this much for its start, before it counts
+# as hanging: a treatment may double the layers, and machines are shared.
+SLOWEST = 20.0
+START_S = 60.0
+
+
+@final
+class Runs:
+    """Runs plans on an engine and keeps what came of them.
+
+    Args:
+        engine: Where they run.
+        noted: Called whenever a trial is new.
+    """
+
+    def __init__(self, engine: AbstractEngine, noted: Callable[[], None]) -> None:
+        self.engine = engine
+        self.progress: Progress | None = None
+        self.done = 0
+        self.total = 0
+        self.second_s: float | None = None
+        self._noted = noted
+        self._trials: dict[tuple[str, int, int], Trial] = {}
+        self._batches_seen: dict[int, str] = {}
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every training, as far as it got, in the order in which they began."""
+        return tuple(self._trials.values())
+
+    def time_s(self, plan_steps: int) -> float | None:
+        """Say how long so many steps may take; None before any training has shown how long one takes."""
+        return None if self.second_s is None else START_S + SLOWEST * self.second_s * plan_steps
+
+    def run(self, plans: Sequence[Plan]) -> Iterator[tuple[int, Course | Failure]]:
+        """Run plans; give each result with its place as soon as it is there.
+
+        Raises:
+            TaskError: Two trainings of one seed did not begin with the same batch.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        planned = self.done + sum(plan.end - self._done_before(plan) for plan in plans)
+        for place, result in self.engine.run(plans, self._tick(plans)):
+            plan = plans[place]
+            self._trials[plan.training] = result.trial
+            if isinstance(result, Course):
+                self._learn(plan, result)
+            self._noted()
+            if isinstance(result, Course) and result.interrupted:
+                raise KeyboardInterrupt
+            yield place, result
+        self.done = planned  # trainings that ended early have used up their share
+
+    def _done_before(self, plan: Plan) -> int:
+        known = self._trials.get(plan.training)
+        return 0 if known is None else known.steps
+
+    def _learn(self, plan: Plan, course: Course) -> None:
+        if self.second_s is None and course.trial.losses:
+            self.second_s = course.trial.duration_s / len(course.trial.losses)
+        if not course.first_batch:
+            return
+        if self._batches_seen.setdefault(plan.seed, course.first_batch) != course.first_batch:
+            raise TaskError(
+                "Task.train()",
+                came=f"another first batch in two trials of seed {plan.seed}",
+                wanted="the same batches in the same order at every call",
+                advice="return a fresh iterable; draw with torch, NumPy or random, which every trial seeds",
+            )
+
+    def _tick(self, plans: Sequence[Plan]) -> Callable[[int], None]:
+        what = f"{plans[0].stage}: {plans[0].label}, seed {plans[0].seed}"
+        what += f" and {len(plans) - 1} more" if len(plans) > 1 else ""
+
+        def tick(count: int) -> None:
+            self.done += count
+            if self.progress is not None:
+                self.progress(what, self.done, max(self.total, self.done))
+
+        return tick

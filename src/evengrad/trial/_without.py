@@ -1,0 +1,69 @@
+"""Verdicts without a treatment: nothing was wrong, or nothing that a treatment reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evengrad.diagnose import AbstractRule, rules
+from evengrad.nouns import Finding, Outcome, Record, Verdict
+from evengrad.trial._course import Course
+from evengrad.trial._judge import spread
+
+
+def without_findings(scout: Course, *, tried: bool) -> Verdict:
+    """Judge a training in which no rule speaks at the end.
+
+    Args:
+        scout: The untreated training.
+        tried: Whether treatments were tried all the same, and none helped.
+    """
+    trial = scout.trial
+    if trial.error:
+        text = f"the training failed and no rule says why: {trial.error}"
+        return Verdict(outcome="not cured", metric_before=(trial.metric,), message=text)
+    early = _spoke_early(scout.record)
+    fine = "the gradients are even" if not early and not _all_zero(scout.record) else "no rule speaks at the end"
+    notes = [f"{code} spoke until step {step} and fell silent" for code, step in early.items()]
+    notes += (
+        ["the gradient is exactly zero at the end: look at the loss and the output"] if _all_zero(scout.record) else []
+    )
+    notes += ["the metric fell back on the way, and no steadier training held it on other seeds"] if tried else []
+    text = f"{fine}; metric {spread([trial.metric])} after {trial.steps} steps" + "".join(f"; {note}" for note in notes)
+    outcome: Outcome = "not cured" if _all_zero(scout.record) or tried else "was not sick"
+    return Verdict(outcome=outcome, metric_before=(trial.metric,), message=text)
+
+
+def not_by_a_tool(findings: Sequence[Finding], *, tried: bool) -> Verdict | None:
+    """Judge a training whose roots are in the code or the data, where no treatment reaches; None for any other.
+
+    Args:
+        findings: What was found.
+        tried: Whether there was anything to try.
+    """
+    roots = [finding for finding in findings if not finding.follows] or list(findings)
+    if tried or not roots or any(finding.cures for finding in roots):
+        return None
+    said = [f"{one.code} {one.symptom}: {one.cause or one.message}" + _where_to_look(one) for one in roots]
+    text = "no treatment reaches this, the code or the data has to change: " + "; ".join(said)
+    return Verdict(outcome="cannot be cured by a tool", message=text)
+
+
+def _where_to_look(finding: Finding) -> str:
+    return f" (look at {finding.look_at})" if finding.look_at else ""
+
+
+def _spoke_early(record: Record) -> dict[str, int]:
+    """List the rules that spoke of harm in a reading on the way, and the last step at which they did."""
+    spoke: dict[str, int] = {}
+    for rule in rules.ALL:
+        if not isinstance(rule, AbstractRule) or rule.tells == "cause":
+            continue
+        for reading in record.readings:
+            sign = rule.sign(reading, record)
+            if sign is not None and sign.speaks:
+                spoke[rule.code] = reading.step
+    return spoke
+
+
+def _all_zero(record: Record) -> bool:
+    return bool(record.readings) and record.readings[-1].total_norm == 0.0
