@@ -130,7 +130,10 @@ OF_MODELS = {
     "lsuv": Reinitialize(data_driven=True),
     "swap relu": SwapActivation(to="relu"),
     "swap tanh": SwapActivation(to="tanh"),
-    "layer norm": AddNormalization(),
+    "swap prelu": SwapActivation(to="prelu"),
+    "swap selu": SwapActivation(to="selu"),
+    "auto norm": AddNormalization(),
+    "layer norm": AddNormalization(kind="layer"),
     "batch norm": AddNormalization(kind="batch"),
     "group norm": AddNormalization(kind="group"),
     "rms norm": AddNormalization(kind="rms"),
@@ -176,6 +179,10 @@ def make_batches() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(8, 6), torch.zeros(8, 1)) for _ in range(2)]
 
 
+def make_raw_batches() -> list[tuple[Tensor, Tensor]]:
+    return [(100 + 50 * torch.randn(8, 6), 100 * torch.randn(8, 1)) for _ in range(2)]
+
+
 def minus_one(_model: nn.Module) -> float:
     return -1.0
 
@@ -197,6 +204,8 @@ def task() -> Task:
 TASKS: dict[str, dict[str, Any]] = {
     "TruncateBackprop": {"model": plain_recurrent, "train": make_sequences},
     "UseGatedCell": {"model": plain_recurrent, "train": make_sequences},
+    "NormalizeInput": {"train": make_raw_batches},
+    "NormalizeTarget": {"train": make_raw_batches},
 }
 
 

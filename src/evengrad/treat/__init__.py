@@ -7,6 +7,8 @@ from evengrad.treat._clip_gradients import ClipGradients
 from evengrad.treat._combined import Combined
 from evengrad.treat._constrain_weights import ConstrainWeights
 from evengrad.treat._make import ALL, make
+from evengrad.treat._normalize_input import NormalizeInput
+from evengrad.treat._normalize_target import NormalizeTarget
 from evengrad.treat._reinitialize import Reinitialize
 from evengrad.treat._scale_learning_rate import ScaleLearningRate
 from evengrad.treat._swap_activation import SwapActivation
@@ -22,6 +24,8 @@ __all__ = [
     "ClipGradients",
     "Combined",
     "ConstrainWeights",
+    "NormalizeInput",
+    "NormalizeTarget",
     "Reinitialize",
     "Residual",
     "ScaleLearningRate",

@@ -7,6 +7,7 @@ from torch import nn
 
 from evengrad.nouns import SettingError, Task
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
+from evengrad.treat._normalize_input import NormalizeInput
 from evengrad.treat._on_a_copy import treated_copy
 from evengrad.treat._on_a_task import task_with_treated_model
 
@@ -59,8 +60,8 @@ class Combined(AbstractTreatment):
         return treated_copy(self, model, seed=seed, batch_input=batch_input)
 
     def treat_task(self, task: Task, *, seed: int = 0) -> Treated[Task]:
-        """Apply all parts to one copy of the task: `AbstractTreatment.treat_task`."""
-        if self.changes_model:
+        """Apply all parts to one copy of the task, one by one where a part reads more of the data than a batch."""
+        if self.changes_model and not any(isinstance(part, NormalizeInput) for part in self.treatments):
             return task_with_treated_model(self, task, seed)
         changes: list[str] = []
         code: list[str] = []

@@ -9,6 +9,8 @@ from evengrad.treat._add_normalization import AddNormalization
 from evengrad.treat._add_residual import AddResidual
 from evengrad.treat._clip_gradients import ClipGradients
 from evengrad.treat._constrain_weights import ConstrainWeights
+from evengrad.treat._normalize_input import NormalizeInput
+from evengrad.treat._normalize_target import NormalizeTarget
 from evengrad.treat._reinitialize import Reinitialize
 from evengrad.treat._scale_learning_rate import ScaleLearningRate
 from evengrad.treat._swap_activation import SwapActivation
@@ -20,6 +22,8 @@ ALL: tuple[type[AbstractTreatment], ...] = (
     ClipGradients,
     ScaleLearningRate,
     Reinitialize,
+    NormalizeInput,
+    NormalizeTarget,
     ConstrainWeights,
     TruncateBackprop,
     SwapOptimizer,

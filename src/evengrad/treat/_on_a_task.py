@@ -46,11 +46,23 @@ def task_with_treated_model(treatment: AbstractTreatment, task: Task, seed: int)
     with random_state_kept():
         torch.manual_seed(seed)
         treated = factory.treated(built(task), seed=seed)
+        return task_with_model(treatment.label, task, factory, treated)
+
+
+def task_with_model(
+    label: str, task: Task, factory: Callable[[], nn.Module], treated: Treated[nn.Module]
+) -> Treated[Task]:
+    """Replace the model factory of a task, of whose models a treated one is at hand.
+
+    Raises:
+        TreatmentError: The optimizer factory does not take the treated model.
+    """
+    with random_state_kept():
         try:
             task.optimizer(treated.subject)
         except Exception as err:  # user code: it may ask for a layer that is wrapped now
             raise TreatmentError(
-                treatment.label,
+                label,
                 came=f"{type(err).__name__} from Task.optimizer on the changed model: {err}"[:300],
                 wanted="an optimizer that takes the parameters of whatever model it is given",
             ) from err
