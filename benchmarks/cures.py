@@ -93,6 +93,11 @@ class Cured:
         return self.full_trials <= 5 and self.choosing <= 3.0
 
     @property
+    def holds(self) -> bool:
+        """Whether what was cured is better on seeds that the search never saw, too."""
+        return self.again is not None and (self.again_before is None or self.again > self.again_before)
+
+    @property
     def worse(self) -> bool:
         """Whether a treatment was handed out that is worse than nothing."""
         return bool(self.label) and self.after is not None and self.before is not None and self.after < self.before
@@ -204,8 +209,8 @@ def summary(all_of_them: Sequence[Cured]) -> str:
             short = sorted({one.number for one in every if not (one.enough and one.within)})
             lines.append(
                 f"{kind}: {sum(most)} of {len(most)} programs reach {ENOUGH:.0%} of the fix on most seeds within 5 full "
-                f"trials and 3 trainings ({sum(one.enough and one.within for one in every)} of {len(every)} repairs); "
-                f"short at least once: {', '.join(map(str, short)) or 'none'}"
+                f"trials and 3 trainings ({sum(one.enough and one.within for one in every)} of {len(every)} "
+                f"repairs); short at least once: {', '.join(map(str, short)) or 'none'}"
             )
     healthy = [one for one in all_of_them if one.kind == "healthy"]
     if healthy:
@@ -217,9 +222,7 @@ def summary(all_of_them: Sequence[Cured]) -> str:
         )
     cured = [one for one in all_of_them if one.outcome == "cured"]
     if cured:
-        held = [
-            one for one in cured if one.again is not None and (one.again_before is None or one.again > one.again_before)
-        ]
+        held = [one for one in cured if one.holds]
         lines.append(f"cured: {len(held)} of {len(cured)} verdicts hold on three seeds that were used for nothing")
     times = [one.seconds for one in all_of_them]
     if times:

@@ -77,9 +77,10 @@ def repair(
     not suffice, up to four combinations: of the best with what the diagnosis of its own trial proposes, and with the
     next best. The best four go on to a quarter, the best two to half, on another seed as well, unless the leader has
     come to where nobody could overtake it. The winner is confirmed by full trainings, treated and untreated, on seeds
-    that were not used for choosing. If it shows no gain there, the second best gets its own seeds, as far as the budget goes. Every trial
-    starts from fresh weights and sees the same batches in the same order; `validate` only measures. A candidate that
-    raises, crashes or hangs has failed; the search goes on. Ctrl-C ends the search and returns what was found so far.
+    that were not used for choosing. If it shows no gain there, the second best gets its own seeds, as far as the budget
+    goes. Every trial starts from fresh weights and sees the same batches in the same order; `validate` only measures. A
+    candidate that raises, crashes or hangs has failed; the search goes on. Ctrl-C ends the search and returns what was
+    found so far.
 
     Args:
         task: Left as it is.
