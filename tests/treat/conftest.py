@@ -11,9 +11,11 @@ from torch.nn.functional import mse_loss, relu
 
 from evengrad.nouns import Task
 from evengrad.treat import (
+    AddActivation,
     AddNormalization,
     AddResidual,
     Reinitialize,
+    RemoveOutputActivation,
     SwapActivation,
     TruncateBackprop,
     UseGatedCell,
@@ -56,6 +58,17 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.act(self.inner(self.embedding(x))))
+
+
+class FunctionalOutput(nn.Module):
+    """Two layers with nothing between, and a functional softmax on the output, in a model that holds another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.wide, self.last = Functional(), nn.Linear(3, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.wide(self.body(x))).softmax(dim=-1)
 
 
 class SharedLayer(nn.Module):
@@ -113,6 +126,7 @@ def sigmoid_net() -> nn.Sequential:
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "sigmoid net": (sigmoid_net, (4, 6)),
     "exp net": (lambda: deep(Exp, 4, 6, 6), (4, 6)),
+    "functional output": (FunctionalOutput, (4, 6)),
     "functional": (Functional, (4, 6)),
     "reads weights": (ReadsWeights, (4, 6)),
     "tied": (Tied, (4,)),
@@ -128,10 +142,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 OF_MODELS = {
     "reinitialize": Reinitialize(),
     "lsuv": Reinitialize(data_driven=True),
+    "delta": Reinitialize(scheme="delta_orthogonal", recurrent_gain=0.9, forget_bias=2.0),
+    "zero residual": Reinitialize(zero_residual=True),
     "swap relu": SwapActivation(to="relu"),
     "swap tanh": SwapActivation(to="tanh"),
     "swap prelu": SwapActivation(to="prelu"),
     "swap selu": SwapActivation(to="selu"),
+    "add activation": AddActivation(kind="tanh"),
+    "output": RemoveOutputActivation(),
+    "output in training": RemoveOutputActivation(when="training"),
     "auto norm": AddNormalization(),
     "layer norm": AddNormalization(kind="layer"),
     "batch norm": AddNormalization(kind="batch"),
@@ -175,6 +194,10 @@ def make_sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.25)
 
 
+def make_sgd_of_the_head(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(list(model.children())[-1].parameters(), lr=0.5)
+
+
 def make_batches() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(8, 6), torch.zeros(8, 1)) for _ in range(2)]
 
@@ -195,6 +218,14 @@ def make_sequences() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(4, 40, 5), torch.zeros(4, 2))]
 
 
+def linear_stack() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1))
+
+
+def bounded_net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1), nn.Tanh())
+
+
 @pytest.fixture
 def task() -> Task:
     return Task(model=sigmoid_net, optimizer=make_sgd, loss=mse_loss, train=make_batches, validate=minus_one, steps=3)
@@ -204,8 +235,11 @@ def task() -> Task:
 TASKS: dict[str, dict[str, Any]] = {
     "TruncateBackprop": {"model": plain_recurrent, "train": make_sequences},
     "UseGatedCell": {"model": plain_recurrent, "train": make_sequences},
+    "AddActivation": {"model": linear_stack},
+    "RemoveOutputActivation": {"model": bounded_net},
     "NormalizeInput": {"train": make_raw_batches},
     "NormalizeTarget": {"train": make_raw_batches},
+    "TrainEverything": {"optimizer": make_sgd_of_the_head},
 }
 
 

@@ -181,10 +181,10 @@ def test_settings_make_the_treatment_again_and_it_survives_pickling(kind):
 def test_smaller_changes_have_smaller_ranks():
     efforts = {kind.__name__: kind().effort for kind in ALL}
     assert efforts == {
-        "NormalizeInput": 2, "NormalizeTarget": 2,
+        "NormalizeInput": 2, "NormalizeTarget": 2, "TrainEverything": 2, "ScaleLoss": 2, "SetOptimizer": 1, "WarmUp": 1,
         "ClipGradients": 1, "ScaleLearningRate": 1, "Reinitialize": 2, "SwapOptimizer": 2,
         "ConstrainWeights": 2, "TruncateBackprop": 2, "UseGatedCell": 4,
-        "SwapActivation": 3, "AddNormalization": 4, "AddResidual": 5,
+        "RemoveOutputActivation": 2, "AddActivation": 3, "SwapActivation": 3, "AddNormalization": 4, "AddResidual": 5,
     }  # fmt: skip
 
 
@@ -200,6 +200,10 @@ def test_smaller_changes_have_smaller_ranks():
         ("SwapOptimizer", [("to", "lion")], "to: got 'lion'"),
         ("SwapOptimizer", [("lr", 0.0)], "lr: got 0.0"),
         ("SwapActivation", [("to", "sigmoid")], "to: got 'sigmoid'"),
+        ("AddActivation", [("kind", "softmax")], "kind: got 'softmax'"),
+        ("RemoveOutputActivation", [("to", "relu")], "to: got 'relu'"),
+        ("RemoveOutputActivation", [("when", "never")], "when: got 'never'"),
+        ("RemoveOutputActivation", [("to", "sigmoid"), ("when", "training")], "when: got 'training'"),
         ("AddNormalization", [("kind", "weight")], "kind: got 'weight'"),
         ("Reinitialize", [("scheme", "zeros")], "scheme: got 'zeros'"),
         ("Reinitialize", [("gain", -2.0)], "gain: got -2.0"),

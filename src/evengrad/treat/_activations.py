@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,12 +20,12 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
+    "prelu": nn.PReLU,
 }
 
 _NAMES: dict[type[nn.Module], str] = {
     **{maker: name for name, maker in MAKERS.items() if isinstance(maker, type)},
     nn.ReLU6: "relu6",
-    nn.PReLU: "prelu",
     nn.RReLU: "rrelu",
     nn.CELU: "celu",
     nn.Mish: "mish",
@@ -63,6 +64,37 @@ def activation_name(module: nn.Module) -> str | None:
         ('leaky_relu', None, None)
     """
     return next((_NAMES[kind] for kind in type(module).__mro__ if kind in _NAMES), None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewActivation:
+    """An activation to be put into a model: as a module, and as code.
+
+    Args:
+        make: Makes it.
+        code: The expression that makes it, with `model` in reach.
+    """
+
+    make: Callable[[], nn.Module]
+    code: str
+
+    def made(self, model: nn.Module) -> nn.Module:
+        """Make it on the device and in the dtype of the model's first parameter."""
+        new = self.make()
+        first = next((each for each in model.parameters() if each.is_floating_point()), None)
+        return new if first is None else new.to(first)
+
+
+def new_activation(name: str) -> NewActivation:
+    """Look an activation up that a treatment may put in: a member of `MAKERS`.
+
+    Example:
+        >>> new_activation("silu").code, new_activation("prelu").code
+        ('nn.SiLU()', 'nn.PReLU().to(next(model.parameters()))')
+    """
+    make = MAKERS[name]
+    code = f"nn.{type(make()).__name__}()"
+    return NewActivation(make=make, code=f"{code}.to(next(model.parameters()))" if name == "prelu" else code)
 
 
 def draw_before(module: nn.Module | None, name: str) -> tuple[Scheme, float]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from evengrad.nouns import Setting, SettingError
 from evengrad.treat._abstract import AbstractTreatment
+from evengrad.treat._add_activation import AddActivation
 from evengrad.treat._add_normalization import AddNormalization
 from evengrad.treat._add_residual import AddResidual
 from evengrad.treat._clip_gradients import ClipGradients
@@ -12,22 +13,33 @@ from evengrad.treat._constrain_weights import ConstrainWeights
 from evengrad.treat._normalize_input import NormalizeInput
 from evengrad.treat._normalize_target import NormalizeTarget
 from evengrad.treat._reinitialize import Reinitialize
+from evengrad.treat._remove_output_activation import RemoveOutputActivation
 from evengrad.treat._scale_learning_rate import ScaleLearningRate
+from evengrad.treat._scale_loss import ScaleLoss
+from evengrad.treat._set_optimizer import SetOptimizer
 from evengrad.treat._swap_activation import SwapActivation
 from evengrad.treat._swap_optimizer import SwapOptimizer
+from evengrad.treat._train_everything import TrainEverything
 from evengrad.treat._truncate_backprop import TruncateBackprop
 from evengrad.treat._use_gated_cell import UseGatedCell
+from evengrad.treat._warm_up import WarmUp
 
 ALL: tuple[type[AbstractTreatment], ...] = (
     ClipGradients,
     ScaleLearningRate,
+    SetOptimizer,
+    WarmUp,
     Reinitialize,
+    RemoveOutputActivation,
     NormalizeInput,
     NormalizeTarget,
+    TrainEverything,
+    ScaleLoss,
     ConstrainWeights,
     TruncateBackprop,
     SwapOptimizer,
     SwapActivation,
+    AddActivation,
     AddNormalization,
     UseGatedCell,
     AddResidual,
