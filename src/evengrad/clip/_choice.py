@@ -35,11 +35,14 @@ ALL: tuple[type[AbstractPolicy], ...] = (
 )
 
 
+ADAPTIVE = "adaptive"  # what a treatment says, which knows no policies
+
+
 def policy_of(clip: object) -> AbstractPolicy:
     """Return the policy that a `clip=` argument means.
 
     Args:
-        clip: A policy, a number (the threshold of `ByGlobalNorm`), or None for the adaptive default `ByZScore()`.
+        clip: A policy, a number (the threshold of `ByGlobalNorm`), or None or `adaptive` for the default `ByZScore()`.
 
     Raises:
         SettingError: It is none of these.
@@ -48,11 +51,11 @@ def policy_of(clip: object) -> AbstractPolicy:
         >>> policy_of(1.0)
         ByGlobalNorm(max_norm=1.0, norm_type=2.0)
     """
-    if clip is None:
+    if clip is None or clip == ADAPTIVE:
         return ByZScore()
     if isinstance(clip, AbstractPolicy):
         return clip
     if isinstance(clip, int | float) and not isinstance(clip, bool):
         return ByGlobalNorm(float(clip))
     names = ", ".join(policy.__name__ for policy in ALL)
-    raise SettingError("clip", came=repr(clip), wanted=f"a policy ({names}), a positive number, or None")
+    raise SettingError("clip", came=repr(clip), wanted=f"a policy ({names}), a positive number, 'adaptive' or None")

@@ -31,7 +31,7 @@ class TreatedModel:
 
     def treated(self, model: nn.Module, *, seed: int) -> Treated[nn.Module]:
         """Treat a model, with the first training batch to see the order of its forward pass."""
-        return self.treatment.treat(model, seed=seed, batch_input=_first_input(self.train))
+        return self.treatment.treat(model, seed=seed, batch_input=first_input(self.train))
 
 
 def task_with_treated_model(treatment: AbstractTreatment, task: Task, seed: int) -> Treated[Task]:
@@ -86,7 +86,7 @@ def built(task: Task) -> nn.Module:
     return model
 
 
-def _first_input(train: Callable[[], Iterable[Any]] | None) -> Any:
+def first_input(train: Callable[[], Iterable[Any]] | None) -> Any:
     """Take the input of the first training batch; None when there is no batch or it is not a pair."""
     if train is None:
         return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, log10
 from typing import Any, ClassVar, final
 
 from torch import nn
@@ -12,6 +12,39 @@ from evengrad.nouns import SettingError, Task
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._on_a_copy import only_for_tasks
 from evengrad.treat._optimizer_of import lrs_of, optimizer_of
+
+# The size of a step over that of the weights, in trainings that go well.
+USUAL_RATIO = 1e-3
+
+
+def factor_from_update_ratio(ratio: float, target: float = USUAL_RATIO) -> float:
+    """Choose the factor of the learning rate that brings the size of the steps, over that of the weights, to a target.
+
+    The factor is 1, 3 or a power of ten of these: the ratio is a guide, not more. It is 1 where the ratio is right
+    already. For steps of momentum or of Adam's kind, and near to any, the ratio grows with the learning rate in
+    proportion.
+
+    Args:
+        ratio: Norm of a step over norm of the weights, the median over weight matrices and steps.
+        target: What it should be: a thousandth, as a rule of thumb.
+
+    Raises:
+        SettingError: One of the two is not a positive finite number.
+
+    Example:
+        >>> factor_from_update_ratio(0.25), factor_from_update_ratio(1e-6), factor_from_update_ratio(1.2e-3)
+        (0.003, 1000.0, 1.0)
+
+    Source:
+        Karpathy, CS231n course notes (2016), Neural Networks part 3, "Ratio of weights:updates"; You et al. 2017,
+        arXiv 1708.03888, which sets the ratio layer by layer, to 1e-3 in its experiments.
+    """
+    for name, value in (("ratio", ratio), ("target", target)):
+        if not (value > 0 and isfinite(value)):
+            raise SettingError(name, came=repr(value), wanted="a positive finite number")
+    halves = round(2 * log10(target / ratio))
+    digit, power = (3, (halves - 1) // 2) if halves % 2 else (1, halves // 2)
+    return float(f"{digit}e{power}")
 
 
 @final
