@@ -1,0 +1,153 @@
+"""A cure as a unified diff of the user's source where that is known to be right, otherwise as a snippet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, Literal, final
+
+from evengrad.nouns import Task
+from evengrad.treat import AbstractTreatment, Treated
+from evengrad.trial._patch_attempt import Option, UserFiles, attempted
+from evengrad.trial._patch_call import TaskCall, task_call
+from evengrad.trial._patch_options import Options
+from evengrad.trial._patch_parts import Part, functions_of, parts_of
+from evengrad.trial._patch_source import Draft, NoPatchError, Source, read_source
+from evengrad.trial._seeded import seeded
+
+MOST_FILES = 8
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patch:
+    """A treatment as something to put into one's own source.
+
+    Args:
+        text: A unified diff, for `git apply` or `patch -p1` in the directory in which it was made; or a snippet.
+        kind: Which of the two.
+        files: The files that a diff changes, as they are named in it.
+        why: Why it is a snippet, in words; empty for a diff.
+    """
+
+    text: str
+    kind: Literal["diff", "snippet"]
+    files: tuple[str, ...] = ()
+    why: str = ""
+
+
+def patch_of(task: Task, treatment: AbstractTreatment, treated: Treated[Task]) -> Patch:
+    """Write a treatment as a diff of the source that the task comes from.
+
+    The words themselves are changed where that says it all: another activation where all modules of a class are
+    replaced, another learning rate or optimizer where one call makes it, `clip` and other numbers in the call of
+    `Task`. Otherwise the treatment's code goes into the function that makes the model or the optimizer, before it
+    returns, or into a new function that stands in its place in the call of `Task`.
+
+    Every diff has been tried before it is handed out: the edited factory, and nothing else of the file, was run in a
+    copy of its module's names, and made the same modules, parameters, outputs and optimizer settings as the treated
+    task. The user's files are read, never written.
+
+    Args:
+        task: The untreated task.
+        treatment: What was confirmed.
+        treated: What `treatment.treat_task(task)` gave.
+
+    Returns:
+        A diff; a snippet with the reason, where there is no file (notebooks), the file was changed since it was
+        imported, or what an edit makes is not what the treated task makes.
+
+    Cost:
+        Up to about ten models are built for each way that is tried, and six forward passes.
+    """
+    try:
+        drafts = _drafts(task, treatment, treated)
+        text = "".join(draft.diff() for draft in drafts)
+        if not text:
+            raise NoPatchError("the edits change nothing")
+        return Patch(text=text, kind="diff", files=tuple(draft.label for draft in drafts))
+    except NoPatchError as err:
+        return Patch(text=treated.code, kind="snippet", why=str(err))
+    except Exception as err:  # the code of a user in ways that nobody foresaw: a repair that was proved is not lost
+        return Patch(
+            text=treated.code, kind="snippet", why=f"{type(err).__name__} while the source was read: {err}"[:300]
+        )
+
+
+def _drafts(task: Task, treatment: AbstractTreatment, treated: Treated[Task]) -> list[Draft]:
+    parts = parts_of(task, treatment, treated)
+    files, reason = _files(task)
+    call, no_call = _call(task, files)
+    options = Options(task, files, call)
+    chosen: dict[str, Option] = {}
+    for field in dict.fromkeys(name for part in parts for name in part.fields):
+        own = [part for part in parts if field in part.fields]
+        chosen[field] = _first_that_works(options, field, own, (files, treated.subject), reason or no_call)
+    return attempted(chosen, files, treated.subject)
+
+
+def _first_that_works(
+    options: Options, field: str, parts: list[Part], trying: tuple[UserFiles, Task], otherwise: str
+) -> Option:
+    files, treated = trying
+    for option in options.of(field, parts):
+        try:
+            attempted({field: option}, files, treated)
+        except NoPatchError as err:
+            options.reasons.append(str(err))
+        else:
+            return option
+    reasons = [*options.reasons, otherwise] if otherwise else options.reasons
+    raise NoPatchError("; ".join(dict.fromkeys(reasons)) or f"there is no place for the change of {field}")
+
+
+def _files(task: Task) -> tuple[UserFiles, str]:
+    """Read the files that the functions of a task come from; and say why not, for those that cannot be read."""
+    sources: dict[Path, Source] = {}
+    namespaces: dict[Path, dict[str, Any]] = {}
+    reasons: list[str] = []
+    for filename, names in _places(task):
+        if len(sources) == MOST_FILES:
+            break
+        try:
+            source = read_source(filename)
+        except NoPatchError as err:
+            reasons.append(str(err))
+        else:
+            sources.setdefault(source.path, source)
+            namespaces.setdefault(source.path, names)
+    return UserFiles(sources=sources, namespaces=namespaces), "; ".join(dict.fromkeys(reasons))
+
+
+def _places(task: Task) -> Iterator[tuple[str, dict[str, Any]]]:
+    for one in functions_of(task):
+        if isinstance(one, FunctionType):
+            yield one.__code__.co_filename, one.__globals__
+        else:
+            yield from _module_of(one)
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType) and any(value is task for value in list(vars(module).values())):
+            yield getattr(module, "__file__", None) or "<module>", vars(module)
+    with seeded(0):
+        model = task.model()
+    for kind in dict.fromkeys(type(module) for module in model.modules()):
+        yield from _module_of(kind)
+
+
+def _module_of(kind: type) -> Iterator[tuple[str, dict[str, Any]]]:
+    module = sys.modules.get(kind.__module__)
+    if module is not None and not kind.__module__.startswith(("torch.", "evengrad.")):
+        yield getattr(module, "__file__", None) or "<module>", vars(module)
+
+
+def _call(task: Task, files: UserFiles) -> tuple[TaskCall | None, str]:
+    found, reasons = [], []
+    for path, source in files.sources.items():
+        try:
+            found.append(task_call(source, task, files.namespaces[path]))
+        except NoPatchError as err:
+            reasons.append(str(err))
+    return (found[0], "") if len(found) == 1 else (None, "; ".join(reasons))

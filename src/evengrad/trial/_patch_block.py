@@ -1,0 +1,247 @@
+"""Putting a snippet into a factory, or into a new function that stands in its place."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from evengrad.trial._patch_source import Edit, Function, NoPatchError, Source, first_line
+
+CELL_OR_HEAD = re.compile(r"#\s*%%|#!|#.*coding[:=]")
+IMPORTS = {"torch": "import torch", "nn": "from torch import nn", "evengrad": "import evengrad"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snippet:
+    """A treatment's code, taken apart.
+
+    Args:
+        outside: Source of the classes and functions that it defines, by name: they go to the top of the module.
+        body: What is done to the model or the optimizer.
+    """
+
+    outside: tuple[tuple[str, str], ...]
+    body: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Role:
+    """What a member of a task makes from what, in the words of a snippet.
+
+    Args:
+        variable: What the snippet calls the thing that the member makes; None when it makes nothing.
+        argument: What the snippet calls the thing that the member is given; None when it takes nothing.
+    """
+
+    variable: str | None
+    argument: str | None
+
+
+ROLES = {
+    "model": Role(variable="model", argument=None),
+    "optimizer": Role(variable="optimizer", argument="model"),
+    "after_step": Role(variable=None, argument="model"),
+}
+
+
+def taken_apart(code: str) -> Snippet:
+    """Separate the definitions of a snippet from what it does; comments before the first statement say where it goes.
+
+    Raises:
+        NoPatchError: It is not Python.
+    """
+    try:
+        tree = ast.parse(code)
+    except SyntaxError as err:
+        raise NoPatchError("the snippet is not Python by itself") from err
+    lines = code.split("\n")
+    inside = [True] * len(lines)
+    outside: list[tuple[str, str]] = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            first, last = first_line(node) - 1, node.end_lineno or node.lineno
+            outside.append((node.name, "\n".join(lines[first:last])))
+            inside[first:last] = [False] * (last - first)
+    begin = min((node.lineno for node in tree.body), default=1) - 1
+    body = "\n".join(line for index, line in enumerate(lines) if inside[index] and index >= begin)
+    return Snippet(outside=tuple(dict.fromkeys(outside)), body=body.strip("\n"))
+
+
+def in_factory(source: Source, node: ast.FunctionDef, snippet: Snippet, role: Role) -> list[Edit]:
+    """Put a snippet into a function before it returns what it made.
+
+    A single `return` on a line of its own becomes an assignment, the snippet, and the return; several of them return
+    what a new function makes of their values.
+
+    Raises:
+        NoPatchError: The function returns nothing, yields, or its form does not allow it.
+    """
+    if role.variable is None:
+        raise NoPatchError("the function makes nothing that could be changed")
+    inner = list(_own(node))
+    if any(isinstance(one, ast.Yield | ast.YieldFrom) for one in inner):
+        raise NoPatchError(f"{node.name} yields")
+    returns = [one for one in inner if isinstance(one, ast.Return) and one.value is not None]
+    if not returns:
+        raise NoPatchError(f"{node.name} returns nothing")
+    if (
+        len(returns) == 1
+        and not source.text[source.line_start(source.start(returns[0])) : source.start(returns[0])].strip()
+    ):
+        return _at_return(source, returns[0], snippet, role.variable)
+    return _around_returns(source, node, returns, snippet, role.variable)
+
+
+def before_statement(source: Source, statement: ast.stmt, text: str, *, blank: int) -> Edit:
+    """Insert lines before a statement and the comments that belong to it, at its indentation."""
+    start = source.offset(first_line(statement), 0)
+    indent = source.indent(source.start(statement))
+    while start > 0:
+        above = source.text[source.line_start(start - 1) : start].strip()
+        if not above.startswith("#") or CELL_OR_HEAD.match(above):
+            break
+        start = source.line_start(start - 1)
+    above = source.text[source.line_start(start - 1) : start] if start else ""
+    crowded = above.strip() and above.startswith(indent) and not above[len(indent) :].startswith((" ", "\t"))
+    lines = source.newline if crowded else ""
+    lines += indented(text, indent, source) + source.newline * (1 + blank)
+    return Edit(start=start, end=start, text=lines)
+
+
+def outside_edits(source: Source, within: ast.AST, snippet: Snippet) -> list[Edit]:
+    """Define what a snippet needs before the statement of the module that holds a node.
+
+    Raises:
+        NoPatchError: The module uses such a name for something else.
+    """
+    text: list[str] = []
+    for name, definition in snippet.outside:
+        known = [
+            one for one in source.tree.body if isinstance(one, ast.ClassDef | ast.FunctionDef) and one.name == name
+        ]
+        if any(ast.dump(one) == ast.dump(ast.parse(definition).body[0]) for one in known):
+            continue  # a patch before this one has put it there
+        if name in names_in(source.tree):
+            raise NoPatchError(f"{source.path.name} has something else with the name {name}")
+        text.append(definition)
+    if not text:
+        return []
+    return [before_statement(source, top_level(source, within), "\n\n\n".join(text), blank=2)]
+
+
+def import_edits(source: Source, needed: tuple[str, ...]) -> list[Edit]:
+    """Import names at the top, behind the imports that are there."""
+    lines = [IMPORTS[name] for name in IMPORTS if name in needed]
+    if not lines:
+        return []
+    head = 0
+    for index, node in enumerate(source.tree.body):
+        docstring = index == 0 and isinstance(node, ast.Expr) and ast.get_docstring(source.tree) is not None
+        if not isinstance(node, ast.Import | ast.ImportFrom) and not docstring:
+            break
+        head = index + 1
+    text = source.newline.join(lines) + source.newline
+    if head == 0:
+        at = source.line_start(source.offset(first_line(source.tree.body[0]), 0))
+        return [Edit(start=at, end=at, text=text + source.newline)]
+    last = source.tree.body[head - 1]
+    at = source.line_end(source.end(last))
+    return [Edit(start=at, end=at, text=(source.newline if isinstance(last, ast.Expr) else "") + text)]
+
+
+def indented(text: str, indent: str, source: Source) -> str:
+    """Indent a snippet, in the manner of the file.
+
+    Raises:
+        NoPatchError: A string over several lines would become another.
+    """
+    unit = "\t" if "\t" in indent or (not indent and source.text.count("\n\t") > source.text.count("\n ")) else "    "
+    lines = []
+    for line in text.split("\n"):
+        depth = (len(line) - len(line.lstrip(" "))) // 4
+        lines.append(indent + unit * depth + line[4 * depth :] if line.strip() else "")
+    wrapped = ast.parse(
+        "\n".join(["if 1:", *(f" {line}" if line else "" for line in lines)]) if indent else "\n".join(lines)
+    )
+    body = wrapped.body[0].body if indent and isinstance(wrapped.body[0], ast.If) else wrapped.body
+    if [ast.dump(one) for one in body] != [ast.dump(one) for one in _parsed(text)]:
+        raise NoPatchError("the snippet holds a string over several lines")
+    return source.newline.join(lines)
+
+
+def top_level(source: Source, within: ast.AST) -> ast.stmt:
+    """Find the statement of the module that holds a node."""
+    return next(statement for statement in source.tree.body if any(one is within for one in ast.walk(statement)))
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """List every name that a tree mentions, of whatever kind."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        for key in ("id", "name", "asname", "arg", "attr"):
+            value = getattr(node, key, None)
+            if isinstance(value, str):
+                found.add(value)
+    return found
+
+
+def free_name(source: Source, wanted: str) -> str:
+    """Choose a name that the file does not mention."""
+    taken = names_in(source.tree)
+    return next(
+        name for number in range(1, 1000) if (name := wanted + (f"_{number}" if number > 1 else "")) not in taken
+    )
+
+
+def _at_return(source: Source, node: ast.Return, snippet: Snippet, variable: str) -> list[Edit]:
+    start, end = source.start(node), source.end(node)
+    rest = source.text[end : source.line_end(end)].strip()
+    if rest and not rest.startswith("#"):
+        raise NoPatchError(f"{source.path.name} has several statements on one line where the change would go")
+    indent, newline = source.indent(start), source.newline
+    body = indented(snippet.body, indent, source)
+    if isinstance(node.value, ast.Name) and node.value.id == variable:
+        at = source.line_start(start)
+        return [Edit(start=at, end=at, text=body + newline)]
+    after = source.line_end(end)
+    ended = source.text[:after].endswith("\n")
+    lines = f"{body}{newline}{indent}return {variable}"
+    return [
+        Edit(start=start, end=start + len("return"), text=f"{variable} ="),
+        Edit(start=after, end=after, text=lines + newline if ended else newline + lines),
+    ]
+
+
+def _around_returns(
+    source: Source, node: ast.FunctionDef, returns: list[ast.Return], snippet: Snippet, variable: str
+) -> list[Edit]:
+    name = free_name(source, f"treated_{variable}")
+    function = f"def {name}({variable}):\n" + _deeper(snippet.body) + f"\n    return {variable}"
+    edits = [before_statement(source, top_level(source, node), function, blank=2)]
+    for one in returns:
+        if one.value is None:
+            raise AssertionError(one)
+        begin, end = source.start(one), source.end(one)
+        value = source.text[begin + len("return") : end].strip()
+        edits.append(Edit(start=begin, end=end, text=f"return {name}({value})"))
+    return edits
+
+
+def _deeper(body: str) -> str:
+    return "\n".join(f"    {line}" if line.strip() else "" for line in body.split("\n"))
+
+
+def _parsed(text: str) -> list[ast.stmt]:
+    return ast.parse(text).body
+
+
+def _own(node: ast.FunctionDef) -> Iterator[ast.AST]:
+    """Walk over a function without the functions and classes in it."""
+    waiting: list[ast.AST] = list(node.body)
+    while waiting:
+        one = waiting.pop()
+        yield one
+        if not isinstance(one, Function | ast.AsyncFunctionDef | ast.ClassDef):
+            waiting.extend(ast.iter_child_nodes(one))

@@ -1,0 +1,178 @@
+"""What an edited factory makes, held against what the treated task makes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from evengrad.nouns import EvengradError, Task, output_of
+from evengrad.trial._patch_source import NoPatchError
+from evengrad.trial._seeded import seeded
+from evengrad.trial._user_code import first_batch
+
+SEED = 0
+
+
+def check_model(make: Callable[[], Any], treated: Task, *, weights: bool) -> None:
+    """Want the model that the treated task makes: modules, parameters, and outputs with equal weights.
+
+    Args:
+        make: The edited factory.
+        treated: The treated task.
+        weights: Whether the weights from one seed must be equal too.
+
+    Raises:
+        NoPatchError: It makes something else, or raises.
+    """
+    wanted = _made(treated.model, "the treated factory")
+    came = _made(make, "the edited factory")
+    if not isinstance(came, nn.Module):
+        raise NoPatchError(f"the edited factory makes a {type(came).__name__}")
+    _want_equal(_modules(came), _modules(wanted), "modules")
+    _want_equal(_tensors(came), _tensors(wanted), "parameters or buffers")
+    if weights and not _equal_weights(came, wanted):
+        raise NoPatchError("the edited factory makes other weights from the same seed")
+    _made(lambda: came.load_state_dict(wanted.state_dict()), "taking over the treated weights")
+    _want_equal_outputs(came, wanted, treated)
+
+
+def check_optimizer(make: Callable[[nn.Module], Any], treated: Task) -> None:
+    """Want the optimizer that the treated task makes: class and settings of its groups.
+
+    Raises:
+        NoPatchError: It makes something else, or raises.
+    """
+    model = _made(treated.model, "the treated factory")
+    wanted: Optimizer = _made(lambda: treated.optimizer(model), "the treated optimizer")
+    came = _made(lambda: make(model), "the edited optimizer")
+    if type(came) is not type(wanted):
+        raise NoPatchError(f"the edited optimizer is a {type(came).__name__}")
+    if len(came.param_groups) != len(wanted.param_groups):
+        raise NoPatchError("the edited optimizer has other groups of parameters")
+    for one, other in zip(came.param_groups, wanted.param_groups, strict=True):
+        if [id(value) for value in one["params"]] != [id(value) for value in other["params"]]:
+            raise NoPatchError("the edited optimizer has other parameters")
+        _want_equal_settings(one, other)
+
+
+def check_step(step: Callable[[nn.Module], Any], treated: Task) -> None:
+    """Want what the treated task does to the weights after a step.
+
+    Raises:
+        NoPatchError: It does something else, or raises.
+    """
+    if treated.after_step is None:
+        raise AssertionError(treated)
+    wanted = _made(treated.model, "the treated factory")
+    with torch.no_grad():
+        for parameter in wanted.parameters():
+            parameter.mul_(100.0)  # so that a bound is passed
+    came = copy.deepcopy(wanted)
+    treated.after_step(wanted)
+    _made(lambda: step(came), "the edited after_step")
+    if not _equal_weights(came, wanted):
+        raise NoPatchError("the edited after_step does something else to the weights")
+
+
+def _made(make: Callable[[], Any], what: str) -> Any:
+    with seeded(SEED):
+        try:
+            return make()
+        except Exception as err:  # user code with edits in it: anything may come
+            raise NoPatchError(f"{what} raises {type(err).__name__}: {err}"[:300]) from err
+
+
+def _modules(model: nn.Module) -> list[tuple[str, str, int]]:
+    """List name, kind, and the first place of each module; classes of the snippet's own may be called differently."""
+    places: dict[int, int] = {}
+    listed = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        kind = type(module)
+        of_torch = kind.__module__.startswith("torch.")
+        said = f"{kind.__name__}({module.extra_repr()})" if of_torch else "own"
+        listed.append((name, said, places.setdefault(id(module), len(places))))
+    return listed
+
+
+def _tensors(model: nn.Module) -> list[tuple[Any, ...]]:
+    places: dict[int, int] = {}
+    parameters = model.named_parameters(remove_duplicate=False)
+    buffers = model.named_buffers(remove_duplicate=False)
+    return [
+        (name, *_form(value), value.requires_grad, places.setdefault(id(value), len(places)))
+        for name, value in (*parameters, *buffers)
+    ]
+
+
+def _form(value: Tensor) -> tuple[Any, ...]:
+    return tuple(value.shape), value.dtype, str(value.device)
+
+
+def _equal_weights(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(not isinstance(a, Tensor) or _same(a, b) for a, b in pairs)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one.double(), other.double(), rtol=1e-6, atol=0.0, equal_nan=True)
+
+
+def _want_equal(came: list[Any], wanted: list[Any], what: str) -> None:
+    if came != wanted:
+        raise NoPatchError(f"the edited factory makes other {what} than the treated task")
+
+
+def _want_equal_settings(came: dict[str, Any], wanted: dict[str, Any]) -> None:
+    keys = (set(came) | set(wanted)) - {"params", "initial_lr"}
+    for key in keys:
+        one, other = came.get(key), wanted.get(key)
+        close = isinstance(one, float) and isinstance(other, float) and abs(one - other) <= 1e-12 * abs(other)
+        if not close and one != other:
+            raise NoPatchError(f"the edited optimizer has {key}={one!r}, not {other!r}")
+
+
+def _want_equal_outputs(came: nn.Module, wanted: nn.Module, treated: Task) -> None:
+    """Compare outputs on the first batch; without one, or with outputs of other kinds, there is nothing to compare."""
+    if getattr(treated, "backward", None) is not None:  # a loop of the user's own: nobody else knows what a batch is
+        return
+    with seeded(SEED):
+        try:
+            inputs = first_batch(treated)[0]
+        except EvengradError:
+            return
+    for training in (False, True):
+        try:
+            right = _output(wanted, inputs, training)
+        except Exception as err:  # a model that does not run in this mode, a batch norm with one sample say
+            if not training:
+                raise NoPatchError(f"the treated model raises {type(err).__name__}") from err
+            return
+        left = _made(partial(_output, came, inputs, training), "the edited model")
+        if not _alike(left, right):
+            raise NoPatchError("the edited model gives other outputs than the treated one")
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Compare outputs, but for what rounding may do to them; what holds no tensors is taken to be alike."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            return False
+        bound = 16 * torch.finfo(one.dtype).eps if one.is_floating_point() else 0.0
+        scale = float(other.abs().nan_to_num().max()) if bound and other.numel() else 1.0
+        return torch.allclose(one.double(), other.double(), rtol=bound, atol=bound * scale, equal_nan=True)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return list(one) == list(other) and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(_alike(a, b) for a, b in zip(one, other, strict=True))
+    return type(one).__name__ == type(other).__name__
+
+
+def _output(model: nn.Module, inputs: Any, training: bool) -> Any:
+    with seeded(SEED), torch.no_grad():
+        return output_of(copy.deepcopy(model).train(training), inputs)

@@ -1,0 +1,270 @@
+"""The ways to write the change of one member of a task, the plainest first."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import CellType, FunctionType, MethodType
+from typing import Any, final
+
+from torch import nn
+
+from evengrad.nouns import Task
+from evengrad.trial._patch_attempt import Files, Option, UserFiles, call_now
+from evengrad.trial._patch_block import ROLES, free_name, in_factory, outside_edits, taken_apart
+from evengrad.trial._patch_call import TaskCall, in_call, keyword_edits
+from evengrad.trial._patch_direct import Swaps, activation_swaps, optimizer_edits, swap_edits
+from evengrad.trial._patch_parts import Part, beneath, functions_of, innermost
+from evengrad.trial._patch_rebuilt import Bench, cells_of, class_node
+from evengrad.trial._patch_source import Draft, NoPatchError, Source
+from evengrad.trial._patch_values import written
+from evengrad.trial._seeded import seeded
+
+
+@final
+class Options:
+    """What can be tried for a task whose files were read."""
+
+    def __init__(self, task: Task, files: UserFiles, call: TaskCall | None) -> None:
+        self.task = task
+        self.files = files
+        self.call = call
+        self.reasons: list[str] = []
+
+    def of(self, field: str, parts: Sequence[Part]) -> Iterator[Option]:
+        """Give the options for a member, changed by some parts of the treatment."""
+        if field == "model":
+            yield from self._of_model(parts)
+        elif field == "optimizer":
+            yield from self._of_optimizer(parts)
+        elif field == "after_step":
+            yield from self._in_call(field, _code(parts), {}, ((), ()))
+        else:
+            yield from self._keyword(field, parts[-1].after)
+
+    def _of_model(self, parts: Sequence[Part]) -> Iterator[Option]:
+        swaps, rest = _swaps_and_rest(parts)
+        if swaps:
+            for words, classes, uses in self._swapped(swaps, _built(self.task)):
+                if not rest:
+                    yield Option(words=words, make=self._made_of(words), classes=classes, uses=uses)
+                else:
+                    yield from self._general("model", _code(rest), words, (classes, uses))
+        yield from self._general("model", _code(parts), {}, ((), ()))
+
+    def _of_optimizer(self, parts: Sequence[Part]) -> Iterator[Option]:
+        factory = beneath(self.task.optimizer)
+        node, source = self._found(factory)
+        if node is not None and source is not None:
+            with seeded(0):
+                before = factory(_built(self.task))
+                after = parts[-1].after.optimizer(_built(self.task))
+            try:
+                edits = optimizer_edits(source, node, innermost(factory).__globals__, before, after)
+            except NoPatchError as err:
+                self.reasons.append(str(err))
+                edits = []
+            if edits:
+                uses = tuple((source.path, edit.text) for edit in edits if "torch.optim" in edit.text)
+                yield Option(words={source.path: edits}, make=lambda bench: bench.rebuilt(factory), uses=uses)
+        yield from self._general("optimizer", _code(parts), {}, ((), ()))
+
+    def _keyword(self, field: str, after: Task) -> Iterator[Option]:
+        if self.call is None:
+            self.reasons.append(f"{field} belongs into the call of Task")
+            return
+        call, (text, uses) = self.call, written(getattr(after, field))
+        path = call.source.path
+        yield Option(
+            place=lambda drafts: {path: keyword_edits(call_now(drafts, call), field, text)},
+            uses=((path, text),) if uses else (),
+        )
+
+    def _general(self, field: str, code: str, words: Files, more: tuple[Any, Any]) -> Iterator[Option]:
+        """Put the code into the function that makes the thing, or into a new one at the call of Task."""
+        factory = beneath(getattr(self.task, field))
+        inner = innermost(factory)
+        cells = {name for name in cells_of(inner) if name != "__class__"}
+        shared = bool(cells) or any(isinstance(one, functools.partial | MethodType) for one in _layers(factory))
+        ways = (self._in_call, self._in_function) if shared else (self._in_function, self._in_call)
+        for way in ways:
+            yield from way(field, code, words, more)
+
+    def _in_function(self, field: str, code: str, words: Files, more: tuple[Any, Any]) -> Iterator[Option]:
+        factory = beneath(getattr(self.task, field))
+        node, source = self._found(factory)
+        if not isinstance(node, ast.FunctionDef) or source is None:
+            return
+        snippet, path, function = taken_apart(code), source.path, node
+
+        def place(drafts: Mapping[Path, Draft]) -> Files:
+            draft = drafts[path]
+            there = draft.now(function)
+            outside = outside_edits(draft.source, there, snippet)
+            return {path: [*outside, *in_factory(draft.source, there, snippet, ROLES[field])]}
+
+        classes, uses = more
+        yield Option(
+            words=words,
+            place=place,
+            make=lambda bench: bench.rebuilt(factory),
+            classes=classes,
+            uses=(*uses, (path, code)),
+        )
+
+    def _in_call(self, field: str, code: str, words: Files, more: tuple[Any, Any]) -> Iterator[Option]:
+        if self.call is None:
+            return
+        call, snippet, path = self.call, taken_apart(code), self.call.source.path
+        value = call.value(field)
+        if value is not None and not _is_plain(value):
+            self.reasons.append("what the call of Task is given cannot be tried without running more of the file")
+            return
+        name = free_name(call.source, f"treated_{field}")
+
+        def place(drafts: Mapping[Path, Draft]) -> Files:
+            now = call_now(drafts, call)
+            return {path: [*outside_edits(now.source, now.node, snippet), *in_call(now, field, snippet, name)]}
+
+        live = getattr(self.task, field)
+        classes, uses = more
+        yield Option(
+            words=words,
+            place=place,
+            make=lambda bench: bench.new_function(path, name, self._cells(call, field), live),
+            classes=classes,
+            uses=(*uses, (path, code)),
+        )
+
+    def _cells(self, call: TaskCall, field: str) -> dict[str, CellType]:
+        """Find what the function around the call holds: from the task's own functions that were made in it."""
+        cells: dict[str, CellType] = {}
+        if call.function is None:
+            return cells
+        for one in functions_of(self.task):
+            inside = f"{call.function.name}.<locals>." in getattr(one, "__qualname__", "")
+            if inside and Path(one.__code__.co_filename).resolve() == call.source.path:
+                cells |= cells_of(one)
+        value = call.value(field)
+        if isinstance(value, ast.Name):
+            cells.setdefault(value.id, CellType(getattr(self.task, field)))
+        return cells
+
+    def _found(self, factory: Any) -> tuple[ast.FunctionDef | ast.Lambda | None, Source | None]:
+        function = innermost(factory)
+        if not isinstance(function, FunctionType):
+            return None, None
+        source = self.files.sources.get(Path(function.__code__.co_filename).resolve())
+        if source is None:
+            return None, None
+        try:
+            return source.node_of(function.__code__), source
+        except NoPatchError as err:
+            self.reasons.append(str(err))
+            return None, None
+
+    def _swapped(self, swaps: Swaps, model: nn.Module) -> Iterator[tuple[Files, Any, Any]]:
+        """Swap activations in the factory; in the classes of the model too; in what the call of Task hands over."""
+        factory = beneath(self.task.model)
+        node, source = self._found(factory)
+        own: Files = {}
+        if node is not None and source is not None:
+            own = {source.path: swap_edits(source, [node], innermost(factory).__globals__, swaps)}
+            yield from _if_any(own, ())
+        classes, inside = self._in_classes(model, swaps)
+        if classes:
+            yield from _if_any(_joined(own, inside), classes)
+        value = None if self.call is None else self.call.value("model")
+        if self.call is not None and isinstance(value, ast.Call) and _is_plain(value):
+            path = self.call.source.path
+            given = {path: swap_edits(self.call.source, [value], self.files.namespaces[path], swaps)}
+            yield from _if_any(given, ())
+
+    def _in_classes(self, model: nn.Module, swaps: Swaps) -> tuple[tuple[type[nn.Module], ...], Files]:
+        classes: list[type[nn.Module]] = []
+        edits: Files = {}
+        for kind in dict.fromkeys(type(module) for module in model.modules()):
+            for path, source in self.files.sources.items():
+                names = self.files.namespaces[path]
+                if names.get(kind.__name__) is not kind or kind.__module__ != names.get("__name__"):
+                    continue
+                definition = class_node(source, kind)
+                found = [] if definition is None else swap_edits(source, [definition], names, swaps)
+                if found:
+                    classes.append(kind)
+                    edits.setdefault(path, []).extend(found)
+        return tuple(classes), edits
+
+    def _made_of(self, words: Files) -> Callable[[Bench], Callable[..., Any]]:
+        """Make the factory anew; what the call of Task hands over is evaluated if the words were changed there."""
+        factory, call = beneath(self.task.model), self.call
+        value = None if call is None else call.value("model")
+        if call is not None and isinstance(value, ast.Call):
+            start, end = call.source.start(value), call.source.end(value)
+            if all(start <= edit.start < end for edit in words.get(call.source.path, [])) and words.get(
+                call.source.path
+            ):
+                place, node = call.source.path, value
+                return lambda bench: bench.value(place, node)
+        return lambda bench: bench.rebuilt(factory)
+
+
+def _swaps_and_rest(parts: Sequence[Part]) -> tuple[Swaps, list[Part]]:
+    swaps: Swaps = {}
+    rest: list[Part] = []
+    for part in parts:
+        try:
+            found = activation_swaps(_built(part.before), _built(part.after))
+        except NoPatchError:
+            found = {}
+        if found and not swaps:
+            swaps = found
+        else:
+            rest.append(part)
+    return swaps, rest
+
+
+def _built(task: Task) -> nn.Module:
+    with seeded(0):
+        return task.model()
+
+
+def _code(parts: Sequence[Part]) -> str:
+    return "\n".join(part.code for part in parts)
+
+
+def _if_any(edits: Files, classes: tuple[type[nn.Module], ...]) -> Iterator[tuple[Files, Any, Any]]:
+    if any(edits.values()):
+        uses = tuple((path, edit.text) for path, found in edits.items() for edit in found)
+        yield edits, classes, uses
+
+
+def _joined(one: Files, other: Files) -> Files:
+    return {path: [*one.get(path, []), *other.get(path, [])] for path in {**one, **other}}
+
+
+def _layers(factory: Any) -> Iterator[Any]:
+    while True:
+        yield factory
+        if isinstance(factory, functools.partial):
+            factory = factory.func
+        elif isinstance(factory, MethodType):
+            factory = factory.__func__
+        elif hasattr(factory, "__wrapped__"):
+            factory = factory.__wrapped__
+        else:
+            return
+
+
+def _is_plain(value: ast.expr) -> bool:
+    """Tell whether an expression can be run to try it: a name, or a call with names and constants only."""
+    if isinstance(value, ast.Name | ast.Lambda | ast.Constant):
+        return True
+    if isinstance(value, ast.Attribute):
+        return _is_plain(value.value)
+    if not isinstance(value, ast.Call) or isinstance(value.func, ast.Call | ast.Lambda):
+        return False
+    parts = [value.func, *value.args, *(word.value for word in value.keywords)]
+    return all(_is_plain(part) and not isinstance(part, ast.Call) for part in parts)
