@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evengrad.diagnose import diagnose, explain
     from evengrad.guard import Guard, Protection, Rollback
     from evengrad.nouns import EvengradError, EvengradWarning, Event, Finding, Task, Verdict
-    from evengrad.trial import Repair, repair
+    from evengrad.trial import Repair, Tuning, repair, tune
 
 _HOME = {
     "ByGlobalNorm": "clip",
@@ -32,11 +32,13 @@ _HOME = {
     "Repair": "trial",
     "Rollback": "guard",
     "Task": "nouns",
+    "Tuning": "trial",
     "Verdict": "nouns",
     "checkup": "checkup",
     "diagnose": "diagnose",
     "explain": "diagnose",
     "repair": "trial",
+    "tune": "trial",
 }
 _ROOMS = ("clip", "reference")  # whole parts that are public: `evengrad.clip.ByPercentile`
 
@@ -53,11 +55,13 @@ __all__ = [
     "Repair",
     "Rollback",
     "Task",
+    "Tuning",
     "Verdict",
     "checkup",
     "diagnose",
     "explain",
     "repair",
+    "tune",
 ]
 
 

@@ -106,6 +106,41 @@ class Repair:
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tune:
+    """Sweep clip policies and thresholds, and say which suits a task, and whether it needs any. Exit status 0."""
+
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE:TASK")]
+    """A Python file or a module, a colon, and the name of a Task or of a function that returns one."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
+    """Also write the report, with the curve of metric against threshold, as an HTML page."""
+    log: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Keep the journal and the story here, for `evengrad report`; a sweep that was killed goes on from there."""
+    trials: int = 20
+    """Trainings of the sweep, the one without clipping included; more of them make a sweep in --log longer."""
+    seeds: int = 3
+    """Seeds that confirm the best, not used for choosing."""
+    budget: int | None = None
+    """The most optimizer steps, all trainings together; by default only --trials counts."""
+    policies: Annotated[str, tyro.conf.arg(metavar="NAMES")] = ""
+    """Sweep only these policies, with commas between, such as ByGlobalNorm,ByZScore."""
+    sweep: Annotated[str, tyro.conf.arg(metavar="NAMES")] = ""
+    """What else to sweep, with commas between: lr, gain (of the initial weights), weights (a bound of their norm)."""
+    seed: int = 0
+    """Seed of the sweep."""
+    json: Quiet = False
+
+    def run(self) -> int:
+        """Load the task and sweep; Ctrl-C leaves what was found so far and makes the exit status 130."""
+        from evengrad.cli._tune import tuned
+
+        result = tuned(self)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return OK
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """Guard an unmodified training script: python -m evengrad run [options] script.py args..., also under torchrun.
 

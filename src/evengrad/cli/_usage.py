@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from evengrad.cli._commands import Checkup, Demo, Diagnose, Explain, Repair, Report, Run
+from evengrad.cli._commands import Checkup, Demo, Diagnose, Explain, Repair, Report, Run, Tune
 from evengrad.cli._streams import complain, write_err, write_out, writing_out
 from evengrad.nouns import printable
 
@@ -21,6 +21,7 @@ Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Checkup, tyro.conf.subcommand("checkup")]
     | Annotated[Repair, tyro.conf.subcommand("repair")]
+    | Annotated[Tune, tyro.conf.subcommand("tune")]
     | Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Report, tyro.conf.subcommand("report")]

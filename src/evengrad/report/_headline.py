@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from evengrad.nouns import Finding, Story
+from evengrad.nouns import Finding, Story, Sweep
+from evengrad.report._sweep import badge_of_sweep
 from evengrad.report._words import counted, decades, mean, number
 
 TONES = {
@@ -37,6 +38,8 @@ class Tile:
 
 def badge(story: Story) -> tuple[str, str]:
     """Give the badge's words and its tone: `good`, `fair`, `warn` or `bad`."""
+    if story.sweep is not None:
+        return badge_of_sweep(story)
     if story.verdict is not None:
         return story.verdict.outcome, TONES.get(story.verdict.outcome, "warn")
     if not story.findings:
@@ -66,7 +69,19 @@ def tiles(story: Story) -> tuple[Tile, ...]:
                 name="Trials", value=str(len(story.trials)), detail=f"{counted(seeds, 'seed')}, {seconds:.0f} s in all"
             )
         )
+    if story.sweep is not None:
+        found += _swept_tiles(story.sweep)
     return tuple(found)
+
+
+def _swept_tiles(sweep: Sweep) -> list[Tile]:
+    points = [point for point in sweep.points if point.stage == "sweep"]
+    ended = {how: sum(point.ending == how for point in points) for how in ("pruned", "failed")}
+    detail = f"{ended['pruned']} stopped early, {ended['failed']} failed"
+    found = [Tile(name="Settings tried", value=str(len(points)), detail=detail)]
+    if sweep.saved_steps:
+        found.append(Tile(name="Steps saved", value=str(sweep.saved_steps), detail="by stopping early"))
+    return found
 
 
 def headline_of(findings: tuple[Finding, ...], steps: int, *, norms_only: bool = False) -> str:

@@ -55,7 +55,7 @@
       }
       if (trace.meta === "break") return { ...trace, marker: { ...trace.marker, color: colour("break") } };
       const paint = colour(trace.meta);
-      return { ...trace, line: { ...trace.line, color: paint }, marker: { color: paint } };
+      return { ...trace, line: { ...trace.line, color: paint }, marker: { ...trace.marker, color: paint } };
     });
   }
 

@@ -24,6 +24,8 @@ from evengrad.report._labels import short_labels
 from evengrad.report._lines import MOST_CURVES, Line, lines_of
 from evengrad.report._results import MOST_TRIALS, proof_of, spread_rows, trial_rows
 from evengrad.report._static import Bar, Chart, Picture, bars_of, chart_of, picture_of, spark
+from evengrad.report._sweep import HEADS, groups_of, settings_left_out
+from evengrad.report._sweep_figure import Plot, Still, plots_of, still_of, sweep_figure
 from evengrad.report._tables import Table, heat_map_table, loss_table
 from evengrad.report._target import check_target, write_whole
 
@@ -55,6 +57,14 @@ class _Loss:
     figure: int
     groups: tuple[str, ...]
     has_breaks: bool
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Swept:
+    plot: Plot
+    still: Still
+    figure: int
 
 
 def page(*stories: Story, title: str = "") -> str:
@@ -120,6 +130,9 @@ def _chapter(story: Story, figures: list[Figure]) -> dict[str, Any]:
         "trials": trial_rows(story.trials),
         "spreads": spread_rows(story.trials),
         "left_out": _left_out(story),
+        "swept": _swept(plots_of(story.sweep), figures) if story.sweep is not None else (),
+        "sweep_groups": groups_of(story.sweep) if story.sweep is not None else (),
+        "sweep_heads": HEADS,
     }
 
 
@@ -207,12 +220,21 @@ def _loss(lines: list[Line], figures: list[Figure]) -> _Loss | None:
     )
 
 
+def _swept(plots: tuple[Plot, ...], figures: list[Figure]) -> tuple[_Swept, ...]:
+    shown = []
+    for plot in plots:
+        figures.append(sweep_figure(plot))
+        shown.append(_Swept(plot=plot, still=still_of(plot), figure=len(figures) - 1))
+    return tuple(shown)
+
+
 def _left_out(story: Story) -> dict[str, int]:
     return {
         "findings": max(0, len(story.findings) - MOST_FINDINGS),
         "trials": max(0, len(story.trials) - MOST_TRIALS),
         "curves": max(0, len(story.curves) - MOST_CURVES),
         "heat_maps": max(0, len(story.heat_maps) - MOST_HEAT_MAPS),
+        "settings": settings_left_out(story.sweep) if story.sweep is not None else 0,
     }
 
 

@@ -23,6 +23,7 @@ from evengrad.report._headline import badge
 from evengrad.report._labels import short_labels
 from evengrad.report._lines import MOST_CURVES, Line, lines_of, logarithmic
 from evengrad.report._results import MOST_TRIALS, Proof, SeedRow, proof_of, spread_rows, trial_rows
+from evengrad.report._sweep_text import sweep_parts
 from evengrad.report._words import finite, number
 
 _TONES = {"good": "bold green", "fair": "bold blue", "warn": "bold yellow", "bad": "bold red"}
@@ -75,6 +76,9 @@ def _parts(story: Story, width: int) -> Iterable[RenderableType]:
     yield Text.assemble((f" {_clean.name(words)} ", f"{_TONES[tone]} reverse"), " ", _clean.sentence(story.headline))
     for note in story.notes:
         yield Text(f"note: {_clean.sentence(note)}", style="yellow")
+    if story.sweep is not None:
+        yield _head("Metric against what was swept")
+        yield from sweep_parts(story.sweep)
     if story.findings:
         yield _head("Findings")
         yield from (_card(card) for card in cards_of(story.findings))
@@ -87,7 +91,7 @@ def _parts(story: Story, width: int) -> Iterable[RenderableType]:
     if story.trials:
         yield from _trial_parts(story)
     if story.changes or story.code:
-        yield _head("The cure")
+        yield _head("The setting" if story.sweep is not None else "The cure")
         yield from (Text(f"- {_clean.sentence(change)}") for change in story.changes)
         yield Padding(Text(_clean.code(story.code)), (1 if story.changes and story.code else 0, 0, 0, 2))
     if story.facts:

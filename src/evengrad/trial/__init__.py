@@ -3,6 +3,7 @@
 from evengrad.trial._metric import metric_of
 from evengrad.trial._repair import Repair, repair
 from evengrad.trial._tune import Tuning, tune
+from evengrad.trial._tune_space import POLICIES
 from evengrad.trial._user_code import first_batch, fresh_model
 
-__all__ = ["Repair", "Tuning", "first_batch", "fresh_model", "metric_of", "repair", "tune"]
+__all__ = ["POLICIES", "Repair", "Tuning", "first_batch", "fresh_model", "metric_of", "repair", "tune"]
