@@ -30,8 +30,13 @@ def derive_(model: nn.Module, addition: type[nn.Module], label: str) -> None:
         label: Of the treatment, for the error.
 
     Raises:
-        TreatmentError: The model's class cannot be derived from, as that of scripted modules.
+        TreatmentError: The model's class cannot be derived from, as that of scripted modules, or its `forward` was
+            replaced on the instance.
     """
+    if "forward" in vars(model):  # it would be called, and not what is added
+        raise TreatmentError(
+            label, came=f"a {type(model).__name__} whose forward was replaced", wanted="one with its class's forward"
+        )
     try:
         model.__class__ = _derived(type(model), addition)
     except TypeError as err:
