@@ -178,4 +178,5 @@ def test_more_gradient_reaches_the_first_of_sixty_steps(kind):
     for seed in range(3):
         torch.manual_seed(seed)
         model = Net()  # torch's own start: uniform, far from orthogonal
-        assert reaching(UseGatedCell(kind=kind).treat(model, seed=seed).subject) > reaching(model) + 2
+        treated = UseGatedCell(kind=kind).treat(model, seed=seed, batch_input=torch.zeros(1, 60, 5))
+        assert reaching(treated.subject) > reaching(model) + 1.5

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from evengrad.treat._draws import Recurrent, Transposed, is_feedforward
+from evengrad.treat._draws import Transposed, is_feedforward
+from evengrad.treat._recurrent_draws import Recurrent
 
 Per = Literal["unit", "tensor", "spectral"]
 # Power iteration from one fixed vector: each round multiplies with the weight and with its transpose.

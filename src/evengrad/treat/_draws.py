@@ -3,18 +3,26 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import TypeGuard
+from types import EllipsisType
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from evengrad.treat._activations import SQRT_2, Scheme
+from evengrad.treat._activations import SQRT_2
 
 Feedforward = (
     nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 )
-Recurrent = nn.RNNBase | nn.RNNCellBase
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Scheme = Literal["he", "xavier", "orthogonal", "delta_orthogonal"]
+
+_DELTA_LINES = """\
+nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        for block in layer.weight.chunk(layer.groups):
+            centre = (..., *(size // 2 for size in layer.kernel_size))
+            block[centre] = nn.init.orthogonal_(torch.empty(block.shape[:2]), gain={gain!r}).to(block)"""
 
 
 def is_feedforward(module: nn.Module) -> TypeGuard[Feedforward]:
@@ -27,7 +35,8 @@ class Draw:
     """Draw the weight of a dense layer or a convolution, and set its bias to zero.
 
     Args:
-        scheme: `he` has std = gain / sqrt(fan_in), `xavier` std = gain * sqrt(2 / (fan_in + fan_out)).
+        scheme: `he` has std = gain / sqrt(fan_in), `xavier` std = gain * sqrt(2 / (fan_in + fan_out));
+            `delta_orthogonal`, for convolutions, an orthogonal matrix at the kernel's centre and zeros around it.
         gain: The factor.
         fan_in: Inputs of one output element; only needed where the weight's shape does not tell: transposed
             convolutions, whose stride spreads the inputs.
@@ -41,7 +50,13 @@ class Draw:
 
     def fill_(self, layer: Feedforward, generator: torch.Generator) -> None:
         """Draw the weight."""
-        _fill_fresh_(layer.weight, lambda fresh: self._draw_(fresh, generator))
+        if self.scheme == "delta_orthogonal" and not isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.weight)
+            at: tuple[EllipsisType | int, ...] = (..., *(int(size) // 2 for size in layer.kernel_size))
+            for block in layer.weight.chunk(layer.groups):
+                fill_fresh_(block[at], lambda fresh: nn.init.orthogonal_(fresh, self.gain, generator=generator))
+        else:
+            fill_fresh_(layer.weight, lambda fresh: self._draw_(fresh, generator))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
 
@@ -56,16 +71,26 @@ class Draw:
     @property
     def words(self) -> str:
         """The rule in words."""
-        names = {"he": "He normal", "xavier": "Xavier normal", "orthogonal": "orthogonal"}
+        names = {
+            "he": "He normal",
+            "xavier": "Xavier normal",
+            "orthogonal": "orthogonal",
+            "delta_orthogonal": "orthogonal at the centre of the kernel and zero around it,",
+        }
         return f"{names[self.scheme]} with gain {self.gain:.4g}"
 
     @property
     def line(self) -> str:
         """The rule as a statement about `layer`."""
+        if self.scheme == "he":
+            return self._he_line()
         if self.scheme == "xavier":
             return f"nn.init.xavier_normal_(layer.weight, gain={self.gain!r})"
-        if self.scheme == "orthogonal":
-            return orthogonal_line("layer.weight", f", gain={self.gain!r}", half=self.half)
+        if self.scheme == "delta_orthogonal":
+            return _DELTA_LINES.format(gain=self.gain)
+        return orthogonal_line("layer.weight", f", gain={self.gain!r}", half=self.half)
+
+    def _he_line(self) -> str:
         if self.fan_in is not None:
             return f"nn.init.normal_(layer.weight, std={self.gain / self.fan_in**0.5!r})"
         if self.gain == SQRT_2:
@@ -99,66 +124,6 @@ def fan_in_of(layer: Feedforward) -> float | None:
     return layer.in_channels / layer.groups * prod(layer.kernel_size) / prod(layer.stride)
 
 
-def fill_recurrent_(layer: Recurrent, generator: torch.Generator) -> None:
-    """Draw the weights of a recurrent layer gate by gate, as `recurrent_code` says."""
-    gates = gates_of(layer)
-    for key, value in layer.named_parameters(recurse=False):
-        if key.startswith("bias"):
-            nn.init.zeros_(value)
-            if gates == 4 and key.startswith("bias_ih"):
-                value.chunk(4)[1].fill_(1.0)
-            continue
-        for gate in value.chunk(1 if key.startswith("weight_hr") else gates):
-            if not key.startswith("weight_hh"):
-                _fill_fresh_(gate, lambda fresh: nn.init.xavier_normal_(fresh, generator=generator))
-            elif is_relu_recurrent(layer):
-                nn.init.eye_(gate)
-            else:
-                _fill_fresh_(gate, lambda fresh: nn.init.orthogonal_(fresh, generator=generator))
-
-
-def gates_of(layer: Recurrent) -> int:
-    """Count the blocks that the weights of a recurrent layer are stacked from."""
-    return {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}.get(_kind(layer), 1)
-
-
-def is_relu_recurrent(layer: Recurrent) -> bool:
-    """Tell whether the state passes a relu: then the identity keeps it, and an orthogonal matrix does not."""
-    return getattr(layer, "nonlinearity", "tanh") == "relu"
-
-
-def recurrent_words(layer: Recurrent) -> str:
-    """Say how the weights of a recurrent layer are drawn."""
-    hidden = "identity" if is_relu_recurrent(layer) else "orthogonal"
-    forget = ", forget gate 1" if gates_of(layer) == 4 else ""
-    return f"hidden-to-hidden weights {hidden}, input weights Xavier normal, each gate by itself; biases zero{forget}"
-
-
-def recurrent_code(names: tuple[str, ...], layer: Recurrent) -> str:
-    """Write the drawing of recurrent layers of one kind as code."""
-    gates = gates_of(layer)
-    orthogonal = orthogonal_line("gate", "", half=in_half(layer))
-    hidden = "nn.init.eye_(gate)" if is_relu_recurrent(layer) else orthogonal
-    lines = [
-        "with torch.no_grad():",
-        f"    for name in {list(names)!r}:",
-        "        for key, value in model.get_submodule(name).named_parameters(recurse=False):",
-        f"            for gate in value.chunk(1 if key.startswith('weight_hr') else {gates}):",
-        "                if key.startswith('weight_hh'):",
-        f"                    {hidden}",
-        "                elif key.startswith('weight_'):",
-        "                    nn.init.xavier_normal_(gate)",
-        "                else:",
-        "                    nn.init.zeros_(gate)",
-    ]
-    if gates == 4:
-        lines += [
-            "            if key.startswith('bias_ih'):",
-            "                value.chunk(4)[1].fill_(1.0)  # the forget gate starts open",
-        ]
-    return "\n".join(lines)
-
-
 def fill_attention_(layer: nn.MultiheadAttention, generator: torch.Generator) -> None:
     """Draw the projections of queries, keys and values, each by itself; `out_proj` is a dense layer of its own."""
     for key, value in layer.named_parameters(recurse=False):
@@ -166,7 +131,7 @@ def fill_attention_(layer: nn.MultiheadAttention, generator: torch.Generator) ->
             nn.init.zeros_(value)
             continue
         for block in value.chunk(3 if key == "in_proj_weight" else 1):
-            _fill_fresh_(block, lambda fresh: nn.init.xavier_normal_(fresh, generator=generator))
+            fill_fresh_(block, lambda fresh: nn.init.xavier_normal_(fresh, generator=generator))
 
 
 def attention_code(names: tuple[str, ...]) -> str:
@@ -185,12 +150,7 @@ def attention_code(names: tuple[str, ...]) -> str:
     )
 
 
-def _kind(layer: Recurrent) -> str:
-    kinds = (nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell)
-    return next((kind.__name__ for kind in kinds if isinstance(layer, kind)), "RNN")
-
-
-def _fill_fresh_(weight: Tensor, draw_: Callable[[Tensor], object]) -> None:
+def fill_fresh_(weight: Tensor, draw_: Callable[[Tensor], object]) -> None:
     """Draw in float32 on the CPU and copy: the same numbers on every device, rounded once in half precision."""
     fresh = torch.empty(weight.shape, dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
     draw_(fresh)

@@ -7,7 +7,7 @@ from torch import nn
 
 from evengrad.nouns import SettingError, Task, TreatmentError, shortened
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
-from evengrad.treat._on_a_copy import not_run, nothing_found, treated_copy
+from evengrad.treat._on_a_copy import nothing_found, treated_copy
 from evengrad.treat._on_a_task import task_with_treated_model
 from evengrad.treat._sequence_lengths import sequence_lengths
 from evengrad.treat._surgery import alias_code, replace_everywhere_
@@ -88,7 +88,7 @@ class TruncateBackprop(AbstractTreatment):
             "    wrapped.training = layer.training\n"
             "    model.set_submodule(name, wrapped)" + alias_code(aliases)
         )
-        return Change(changes=(*changes, *not_run(model, everywhere, batch_input)), code=code)
+        return Change(changes=tuple(changes), code=code)
 
     def _want_longer(self, model: nn.Module, names: tuple[str, ...], batch_input: Any) -> None:
         if batch_input is None:
