@@ -122,3 +122,16 @@ def test_a_relu_in_place_counts_as_something_between():
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 2))
     with pytest.raises(TreatmentError, match="AddActivation"):
         AddActivation().treat(copy.deepcopy(model), batch_input=torch.randn(4, 6))
+
+
+def test_a_function_in_place_counts_as_something_between():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.last(self.first(x).relu_())
+
+    with pytest.raises(TreatmentError, match="AddActivation"):
+        AddActivation().treat(InPlace(), batch_input=torch.randn(4, 6))
