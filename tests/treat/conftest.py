@@ -46,7 +46,7 @@ class ReadsWeights(nn.Module):
         self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(nn.functional.linear(x, self.first.weight).relu() + self.first(x))
+        return self.last(nn.functional.linear(x, self.first.weight).relu() * self.first(x))
 
 
 class Tied(nn.Module):
@@ -240,6 +240,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "NormalizeInput": {"train": make_raw_batches},
     "NormalizeTarget": {"train": make_raw_batches},
     "TrainEverything": {"optimizer": make_sgd_of_the_head},
+    "KeepInFloat32": {"autocast": "bfloat16"},
 }
 
 

@@ -182,6 +182,7 @@ def test_smaller_changes_have_smaller_ranks():
     efforts = {kind.__name__: kind().effort for kind in ALL}
     assert efforts == {
         "NormalizeInput": 2, "NormalizeTarget": 2, "TrainEverything": 2, "ScaleLoss": 2, "SetOptimizer": 1, "WarmUp": 1,
+        "KeepInFloat32": 2,
         "ClipGradients": 1, "ScaleLearningRate": 1, "Reinitialize": 2, "SwapOptimizer": 2,
         "ConstrainWeights": 2, "TruncateBackprop": 2, "UseGatedCell": 4,
         "RemoveOutputActivation": 2, "AddActivation": 3, "SwapActivation": 3, "AddNormalization": 4, "AddResidual": 5,

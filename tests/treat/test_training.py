@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from evengrad.clip import policy_of
 from evengrad.nouns import SettingError, TaskError, TreatmentError
 from evengrad.treat import (
     ClipGradients,
@@ -15,6 +16,8 @@ from evengrad.treat import (
     ScaleLearningRate,
     SwapActivation,
     SwapOptimizer,
+    bound_from,
+    factor_from_update_ratio,
 )
 
 
@@ -41,6 +44,70 @@ def test_clipping_is_set_and_the_old_bound_is_said(task):
 def test_clipping_that_is_there_already_is_refused(task):
     with pytest.raises(TreatmentError, match="another bound"):
         ClipGradients(max_norm=2.0).treat_task(replace(task, clip=2))
+
+
+def test_adaptive_clipping_is_the_default_policy_and_needs_no_number(task):
+    treated = ClipGradients(policy="adaptive").treat_task(replace(task, clip=9.0))
+    assert policy_of(treated.subject.clip) == policy_of(None)
+    assert "unusual" in treated.changes[0]
+    with pytest.raises(TreatmentError, match="clips at adaptive"):
+        ClipGradients(policy="adaptive").treat_task(treated.subject)
+    with pytest.raises(SettingError, match="None where the policy is adaptive"):
+        ClipGradients(policy="adaptive", max_norm=1.0)
+    with pytest.raises(SettingError, match="policy: got 'value'"):
+        ClipGradients(policy="value")
+    assert ClipGradients(policy="norm").treat_task(task).subject.clip == ClipGradients().treat_task(task).subject.clip
+
+
+def test_the_pasted_adaptive_clipping_is_a_guard_that_clips(task):
+    model = nn.Linear(3, 3)
+    names = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=1.0)}
+    pasted(ClipGradients(policy="adaptive").treat_task(task).code, **names)
+    moved = []
+    for factor in (1.0, 1.0, 1.0, 1e6):
+        before = model.weight.detach().clone()
+        names["optimizer"].zero_grad()
+        (factor * model(torch.ones(2, 3))).sum().backward()
+        names["optimizer"].step()
+        moved.append((model.weight - before).norm().item())
+    assert moved[3] < 10 * moved[0]
+
+
+def test_a_bound_is_the_usual_norm_before_the_first_explosion():
+    rising = [1.0, 1.1, 0.9, 1.3, 1.2, 400.0, 1e9, float("inf"), 3.0]
+    assert bound_from(rising) == pytest.approx(np.median(rising[:5]), rel=0.05)
+    assert bound_from([0.0, 0.02, 0.03, 0.025]) == pytest.approx(0.025)
+    assert bound_from([5.0, float("nan"), 0.1]) == 5.0
+    assert bound_from(iter([7.0])) == 7.0
+
+
+@pytest.mark.parametrize("norms", [[], [0.0], [float("nan"), 1.0]])
+def test_a_bound_needs_a_norm(norms):
+    with pytest.raises(SettingError, match="norms: got none"):
+        bound_from(norms)
+
+
+def test_a_bound_from_a_record_lets_usual_steps_through_and_no_spike():
+    norms = np.random.default_rng(0).lognormal(0.0, 0.3, 200)
+    bound = bound_from([*norms, 1e4])
+    assert 0.3 < np.mean(norms <= bound) < 0.7
+    assert np.minimum(bound / norms, 1.0).min() > 0.3
+
+
+@pytest.mark.parametrize("decades", np.linspace(-8, 3, 23))
+def test_a_factor_brings_the_ratio_to_a_thousandth_and_is_one_three_or_a_power_of_ten(decades):
+    ratio = 10.0**decades
+    factor = factor_from_update_ratio(ratio)
+    assert 0.5 < ratio * factor / 1e-3 < 2.0
+    assert f"{factor:.0e}"[0] in "13"
+    assert factor == float(f"{factor:.0e}")
+    assert factor_from_update_ratio(ratio, target=ratio) == 1.0
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_ratio_that_is_none_is_named(ratio):
+    with pytest.raises(SettingError, match="ratio: got"):
+        factor_from_update_ratio(ratio)
 
 
 def test_the_pasted_clipping_clips(task):

@@ -10,6 +10,7 @@ from evengrad.treat._add_normalization import AddNormalization
 from evengrad.treat._add_residual import AddResidual
 from evengrad.treat._clip_gradients import ClipGradients
 from evengrad.treat._constrain_weights import ConstrainWeights
+from evengrad.treat._keep_in_float32 import KeepInFloat32
 from evengrad.treat._normalize_input import NormalizeInput
 from evengrad.treat._normalize_target import NormalizeTarget
 from evengrad.treat._reinitialize import Reinitialize
@@ -35,6 +36,7 @@ ALL: tuple[type[AbstractTreatment], ...] = (
     NormalizeTarget,
     TrainEverything,
     ScaleLoss,
+    KeepInFloat32,
     ConstrainWeights,
     TruncateBackprop,
     SwapOptimizer,
@@ -58,7 +60,7 @@ def make(name: str, settings: Iterable[tuple[str, Setting]] = ()) -> AbstractTre
 
     Example:
         >>> make("ClipGradients", [("max_norm", 0.5)])
-        ClipGradients(max_norm=0.5)
+        ClipGradients(max_norm=0.5, policy=None)
     """
     kinds = {kind.__name__: kind for kind in ALL}
     if name not in kinds:
