@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from evengrad.nouns import TreatmentError, output_of
+from evengrad.treat._activations import is_custom_activation
 from evengrad.treat._random_state import random_state_kept
 from evengrad.treat._traced import REWRITTEN_CODE, has_own_forward, rewrite_, traced
 
@@ -86,7 +87,9 @@ class Call:
         return f"{self.owner}.{self.child}" if self.owner else self.child
 
 
-def calls_as_modules_(model: nn.Module, batch_input: Any) -> tuple[tuple[Call, ...], tuple[str, ...]]:
+def calls_as_modules_(
+    model: nn.Module, batch_input: Any, *, whole: bool = False
+) -> tuple[tuple[Call, ...], tuple[str, ...]]:
     """Put a module that gives the same numbers in the place of each activation function that is called.
 
     Forwards are traced one by one, each with what it calls as it is: where one cannot be traced, the others still are.
@@ -96,6 +99,7 @@ def calls_as_modules_(model: nn.Module, batch_input: Any) -> tuple[tuple[Call, .
     Args:
         model: Changed in place.
         batch_input: The input of a batch.
+        whole: Whether to leave modules of the user's own alone that are an activation as a whole.
 
     Returns:
         The calls, and why each forward that was not rewritten was not.
@@ -106,6 +110,8 @@ def calls_as_modules_(model: nn.Module, batch_input: Any) -> tuple[tuple[Call, .
     found: dict[str, tuple[Call, ...]] = {}
     refused: list[str] = []
     for name, module in model.named_modules():
+        if whole and is_custom_activation(module):
+            continue
         if not has_own_forward(module) or "parametrizations" in name.split("."):
             continue
         try:

@@ -88,7 +88,7 @@ class SwapActivation(AbstractTreatment):
 
     def change_(self, model: nn.Module, *, seed: int, batch_input: Any) -> Change:
         """Replace the activations, in place."""
-        calls, untraced = ((), ()) if batch_input is None else calls_as_modules_(model, batch_input)
+        calls, untraced = ((), ()) if batch_input is None else calls_as_modules_(model, batch_input, whole=True)
         order = places(model, batch_input)
         old = self._to_swap(model, order, batch_input)
         give_back_(model, [call for call in calls if call.name not in old])
