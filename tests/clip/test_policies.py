@@ -250,6 +250,7 @@ def test_the_total_says_what_is_not_finite(norm_type):
 
 def test_a_clip_argument_is_a_policy_a_number_or_none():
     assert policy_of(None) == ByZScore()
+    assert policy_of("adaptive") == policy_of(None)
     assert policy_of(2) == ByGlobalNorm(2.0)
     own = ByZScore(z=3.0)
     assert policy_of(own) is own
