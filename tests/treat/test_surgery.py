@@ -168,13 +168,13 @@ def test_a_norm_added_before_is_inside_the_block(make_deep):
     torch.testing.assert_close(names["model"](batch), treated.subject(batch))
 
 
-def test_a_wider_a_strided_and_the_last_layer_get_no_shortcut():
+def test_a_wider_a_strided_and_the_last_layer_get_no_shortcut_without_weights():
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, stride=2), nn.ReLU(),
         nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1),
     )  # fmt: skip
     with pytest.raises(TreatmentError, match="as many values as it takes"):
-        AddResidual().treat(model, batch_input=torch.randn(2, 2, 16, 16))
+        AddResidual(project=False).treat(model, batch_input=torch.randn(2, 2, 16, 16))
 
 
 def test_convolutions_that_keep_their_size_get_a_shortcut():
@@ -203,9 +203,9 @@ def test_a_block_does_not_get_a_second_shortcut(make_deep):
         AddResidual().treat(once)
 
 
-def test_layers_outside_a_sequence_are_wrapped_alone(models):
+def test_layers_of_a_forward_of_ones_own_are_wrapped_alone_without_a_batch(models):
     model, batch = models["functional"](), torch.randn(4, 6)
-    treated = AddResidual().treat(model, batch_input=batch).subject
+    treated = AddResidual().treat(model).subject
     assert isinstance(treated.middle, Residual)
     x = relu(model.first(batch))
     torch.testing.assert_close(treated(batch), model.last(torch.tanh(x + model.middle(x))))

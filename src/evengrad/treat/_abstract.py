@@ -58,10 +58,13 @@ class AbstractTreatment(ABC):
     @final
     @property
     def settings(self) -> tuple[tuple[str, Setting], ...]:
-        """The settings that say something; None and False are left out, as they are defaults wherever they occur."""
-        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
+        """The settings that say something: not None, nor a truth value or the word `none` where it is the default."""
+        given = ((field, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
         return tuple(
-            (name, value) for name, value in pairs if isinstance(value, str | int | float) and value is not False
+            (field.name, value)
+            for field, value in given
+            if isinstance(value, str | int | float)
+            and not (value == field.default and (isinstance(value, bool) or value == "none"))
         )
 
     @final

@@ -16,6 +16,7 @@ from evengrad.treat._random_state import random_state_kept
 from evengrad.treat._traced import OwnForward
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+MOST_LAYERS_OF_A_BRANCH = 8
 ATTENTION = (
     torch.softmax,
     nn.functional.softmax,
@@ -80,6 +81,22 @@ def residual_branches(model: nn.Module, traced: tuple[Forward, ...]) -> tuple[Br
     return tuple(sorted(found, key=lambda branch: -max((name.count(".") for name in branch.entries), default=0)))
 
 
+def joined_modules(model: nn.Module, traced: tuple[Forward, ...]) -> frozenset[str]:
+    """Name the modules between a value and an addition of two things made of it: there is a shortcut already.
+
+    Where that is more than the eight dense layers of a gated cell, as in a wide model beside a deep one, it is none.
+    """
+    found: set[str] = set()
+    for forward in traced:
+        for node in forward.graph.nodes:
+            if node.op in {"call_function", "call_method"} and node.target in ADDITIONS:
+                names = {forward.path(each) for each in _joined(node) if each.op == "call_module"}
+                inside = {part for name in names for part in model.get_submodule(name).modules()}
+                weighted = [part for part in inside if any(value.dim() > 1 for value in part.parameters(recurse=False))]
+                found.update(names if len(weighted) <= MOST_LAYERS_OF_A_BRANCH else ())
+    return frozenset(found)
+
+
 def attention_projections(traced: tuple[Forward, ...]) -> frozenset[str]:
     """Name the modules whose outputs meet in an attention: queries, keys and values want the scale that they have."""
     found: set[str] = set()
@@ -142,6 +159,25 @@ def _between(skip: fx.Node, end: fx.Node) -> list[fx.Node]:
             needed.add(node)
             waiting += node.all_input_nodes
     return [node for node in skip.graph.nodes if node in needed]
+
+
+def _joined(node: fx.Node) -> set[fx.Node]:
+    """Find the nodes between the last common source of two summands and their addition."""
+    operands = [operand for operand in node.args if isinstance(operand, fx.Node)]
+    if len(operands) != 2 or operands[0] is operands[1]:
+        return set()
+    one, other = (_sources(operand) for operand in operands)
+    common = [each for each in node.graph.nodes if each in one and each in other]
+    return {each for operand in operands for each in _between(common[-1], operand)} if common else set()
+
+
+def _sources(node: fx.Node) -> set[fx.Node]:
+    found, waiting = {node}, [node]
+    while waiting:
+        new = [source for source in waiting.pop().all_input_nodes if source not in found]
+        found.update(new)
+        waiting += new
+    return found
 
 
 def _takes_first(node: fx.Node, skip: fx.Node) -> bool:
