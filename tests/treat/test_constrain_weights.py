@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evengrad.nouns import TreatmentError
 from evengrad.treat import ConstrainWeights
@@ -181,3 +182,20 @@ def test_parametrised_weights_are_left(task):
     step(task)(model)
     assert torch.equal(model[0].weight, before)
     assert model[1].weight.norm(dim=1).max() < 3.001
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a number of a tensor is asked for, which waits for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("per", KINDS)
+def test_a_step_does_not_wait_for_the_device(mixed_task, per):
+    model, hold = mixed(), step(mixed_task, per=per)
+    with NoWaiting():
+        hold(model)
+    with pytest.raises(AssertionError, match="local_scalar_dense"), NoWaiting():
+        model["dense"].weight.sum().item()
