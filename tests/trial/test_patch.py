@@ -1,79 +1,27 @@
 """A patch: it applies, and the file that it leads to makes the treated task, whatever the source looks like."""
 
-import importlib.util
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
+from patched_sources import HEAD, MAKE, NET, SGD, STACK, call, check, imported, loading, want_equal
 
 from evengrad.treat import (
     AddNormalization,
     AddResidual,
     ClipGradients,
     Combined,
+    ConstrainWeights,
+    NormalizeInput,
     Reinitialize,
     ScaleLearningRate,
     SwapActivation,
     SwapOptimizer,
+    WarmUp,
 )
 from evengrad.trial._patch import patch_of
 
-HEAD = '''\
-"""A training."""
-import functools
-
-import torch
-from torch import nn
-
-from evengrad import Task
-
-
-def train():
-    inputs = torch.linspace(-1, 1, 48).reshape(8, 6)
-    return [(inputs, inputs[:, :1]), (-inputs, inputs[:, :1])]
-
-
-def validate(model):
-    return 0.0
-
-
-'''
-NET = """\
-class Net(nn.Module):
-    def __init__(self, width=8):
-        super().__init__()
-        self.first = nn.Linear(6, width)
-        self.act = nn.Sigmoid()
-        self.inner = nn.Linear(width, width)
-        self.act2 = nn.Sigmoid()
-        self.last = nn.Linear(width, 1)
-
-    def forward(self, x):
-        return self.last(self.act2(self.inner(self.act(self.first(x)))))
-
-
-"""
-CALL = """\
-task = Task(
-    model={model},
-    optimizer={optimizer},
-    loss=nn.functional.mse_loss,
-    train=train,
-    validate=validate,
-    steps=3,
-)
-"""
-SGD = "lambda model: torch.optim.SGD(model.parameters(), lr=0.1)"
-STACK = "nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 1))"
-MAKE = f"def make():\n    return {STACK}\n\n\n"
-
-
-def call(model="make", optimizer=SGD):
-    return CALL.format(model=model, optimizer=optimizer)
-
+load = pytest.fixture(loading)
 
 SOURCES = {
     "a def": MAKE + call(),
@@ -106,104 +54,21 @@ SOURCES = {
 }
 TREATMENTS = {
     "swap": SwapActivation(to="tanh"),
-    "norm": AddNormalization(kind="layer"),
     "residual": AddResidual(),
-    "weights": Reinitialize(),
     "lsuv": Reinitialize(data_driven=True),
     "clip": ClipGradients(max_norm=0.5),
     "rate": ScaleLearningRate(factor=0.1),
     "optimizer": SwapOptimizer(to="adamw"),
     "swap and weights": Combined((SwapActivation(to="relu"), Reinitialize())),
-    "norm and residual": Combined((AddNormalization(kind="layer"), AddResidual())),
     "norm, rate and clip": Combined((AddNormalization(kind="layer"), ScaleLearningRate(factor=0.5), ClipGradients())),
 }
-
-
-def imported(path, name):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    """Write a file and import it; its folder is the working directory, on the import path, and forgotten afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    names = set(sys.modules)
-
-    def write(text, name="training"):
-        path = tmp_path / f"{name}.py"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return imported(path, name)
-
-    yield write
-    for name in set(sys.modules) - names:
-        del sys.modules[name]
-
-
-def patched(old, diff):
-    """Apply a unified diff to the text of one file; every line that it does not change must be there."""
-    old_lines, new_lines, at = re.findall(r"[^\n]*\n|[^\n]+", old), [], 0
-    lines = re.findall(r"[^\n]*\n", diff)
-    for index, line in enumerate(lines[2:], start=2):
-        if header := re.match(r"@@ -(\d+)(?:,(\d+))? ", line):
-            begin = int(header[1]) - (header[2] != "0")
-            new_lines += old_lines[at:begin]
-            at = begin
-            continue
-        bare = line[1:-1] if lines[index + 1 : index + 2] == ["\\ No newline at end of file\n"] else line[1:]
-        if line[0] in " -":
-            assert old_lines[at] == bare
-            at += 1
-        if line[0] in " +":
-            new_lines.append(bare)
-    return "".join([*new_lines, *old_lines[at:]])
-
-
-def want_equal(came, wanted):
-    """Want the same modules and parameters, and with equal weights the same outputs."""
-    torch.manual_seed(0)
-    one = came.model()
-    torch.manual_seed(0)
-    other = wanted.model()
-    kinds = [[(name, type(part).__name__) for name, part in model.named_modules()] for model in (one, other)]
-    assert kinds[0] == kinds[1]
-    assert [(n, p.shape) for n, p in one.named_parameters()] == [(n, p.shape) for n, p in other.named_parameters()]
-    one.load_state_dict(other.state_dict())
-    inputs = torch.randn(5, 6)
-    assert torch.equal(one.eval()(inputs), other.eval()(inputs))
-    steps = [task.optimizer(model) for task, model in ((came, one), (wanted, other))]
-    assert type(steps[0]) is type(steps[1])
-    for left, right in zip(*(step.param_groups for step in steps), strict=True):
-        assert left["lr"] == pytest.approx(right["lr"], rel=1e-12)
-        assert left | {"params": 0, "lr": 0} == right | {"params": 0, "lr": 0}
-    assert came.clip == wanted.clip
-
-
-def check(load, module, treatment, *, name="training"):
-    """Patch a module's task, apply the diff in three ways, and import what comes out; returns the patch."""
-    path = Path(module.__file__)
-    raw = path.read_bytes()
-    treated = treatment.treat_task(module.task)
-    patch = patch_of(module.task, treatment, treated)
-    assert patch.kind == "diff", patch.why
-    assert path.read_bytes() == raw, "the user's file was written"
-    edited = patched(raw.decode(), patch.text).encode()
-    for program in (["git", "apply", "-p1", "--check", "-"], ["patch", "-p1", "--dry-run", "--binary", "--force"]):
-        subprocess.run(program, input=patch.text.encode(), check=True, capture_output=True)
-    again = load(edited, f"{name}_patched")
-    want_equal(again.task, treated.subject)
-    return patch
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS.values(), ids=TREATMENTS)
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_the_patched_file_makes_the_treated_task(load, source, treatment):
     module = load(HEAD + NET + source)
-    check(load, module, treatment)
+    assert check(load, module, treatment).files == ("training.py",)
 
 
 def test_a_diff_of_words_changes_the_words_and_nothing_else(load):
@@ -271,7 +136,7 @@ def test_a_model_and_a_task_in_two_files_are_both_changed(load):
     want_equal(imported("training.py", "training").task, treated.subject)
 
 
-@pytest.mark.parametrize("treatment", TREATMENTS.values(), ids=TREATMENTS)
+@pytest.mark.parametrize("name", ["swap", "residual", "norm, rate and clip"])
 @pytest.mark.parametrize(
     "change",
     [
@@ -284,9 +149,9 @@ def test_a_model_and_a_task_in_two_files_are_both_changed(load):
     ],
     ids=["tabs", "carriage returns", "a byte-order mark", "not ASCII", "comments first", "no newline at the end"],
 )
-def test_a_source_keeps_its_tabs_line_ends_and_letters(load, change, treatment):
+def test_a_source_keeps_its_tabs_line_ends_and_letters(load, change, name):
     module = load(change(HEAD + MAKE + call()))
-    patch = check(load, module, treatment)
+    patch = check(load, module, TREATMENTS[name], programs=True)
     changed = [line for line in patch.text.split("\n")[2:] if line.startswith("+")]
     if b"\r" in change(HEAD):
         assert all(line.endswith("\r") for line in changed)
@@ -306,10 +171,62 @@ def test_two_lambdas_on_one_line_are_told_apart(load):
         "train=train, validate=lambda model: 0.0, steps=2)\n"
     )
     for treatment in TREATMENTS.values():
-        check(load, load(HEAD + text), treatment)
+        assert check(load, load(HEAD + text), treatment).why == ""
 
 
 def test_of_two_calls_of_task_the_one_that_made_the_task_is_changed(load):
     other = call("Net").replace("task = ", "other = ").replace("steps=3", "steps=4")
     module = load(HEAD + NET + other + "\n\n" + call("Net"))
-    check(load, module, AddNormalization(kind="layer"))
+    patch = check(load, module, AddNormalization(kind="layer"))
+    assert patch.text.count("@@ -") == 1
+
+
+FUNCTIONS = """\
+class Called(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        x = torch.sigmoid(self.first(x))
+        x = nn.functional.leaky_relu(self.inner(x), 0.2) + self.inner(x).sigmoid()
+        return self.last(x)
+
+
+"""
+
+
+@pytest.mark.parametrize("to", ["tanh", "gelu"])
+def test_functions_that_a_forward_calls_are_changed_there(load, to):
+    module = load(HEAD + FUNCTIONS + call("Called"))
+    patch = check(load, module, SwapActivation(to=to), modules=False)
+    first, other = ("torch.tanh(", ").tanh()") if to == "tanh" else ("nn.functional.gelu(", "gelu(self.inner(x))\n")
+    assert f"+        x = {first}self.first(x))\n" in patch.text
+    assert f"+        x = nn.functional.{to}(self.inner(x)) + " in patch.text
+    assert other in patch.text
+    assert "set_submodule" not in patch.text
+
+
+def test_a_warm_up_becomes_the_schedule_of_the_task(load):
+    module = load(HEAD + MAKE + call().replace("steps=3", "steps=40"))
+    patch = check(load, module, WarmUp(steps=4))
+    assert "+    schedule=treated_schedule,\n" in patch.text
+
+
+def test_a_warm_up_goes_before_a_schedule_that_is_there(load):
+    schedule = "    schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 5),\n    steps=40"
+    module = load(HEAD + MAKE + call().replace("    steps=3", schedule))
+    patch = check(load, module, WarmUp(steps=4))
+    assert "+    schedule=treated_schedule,\n" in patch.text
+
+
+def test_weights_are_held_after_each_step(load):
+    module = load(HEAD + MAKE + call())
+    patch = check(load, module, ConstrainWeights(max_norm=0.5))
+    assert "+    after_step=treated_after_step,\n" in patch.text
+
+
+def test_a_class_that_needs_the_model_stays_in_the_factory(load):
+    text = HEAD.replace("torch.linspace(-1, 1, 48)", "torch.linspace(100, 900, 48)")
+    patch = check(load, load(text + MAKE + call()), NormalizeInput(), modules=False)
+    assert "+    class Standardized" in patch.text

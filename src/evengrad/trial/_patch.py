@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from types import FunctionType, ModuleType
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from evengrad.nouns import Task
 from evengrad.treat import AbstractTreatment, Treated
-from evengrad.trial._patch_attempt import Option, UserFiles, attempted
+from evengrad.trial._patch_attempt import Option, attempted
 from evengrad.trial._patch_call import TaskCall, task_call
+from evengrad.trial._patch_files import UserFiles, files_of
 from evengrad.trial._patch_options import Options
-from evengrad.trial._patch_parts import Part, functions_of, parts_of
-from evengrad.trial._patch_source import Draft, NoPatchError, Source, read_source
-from evengrad.trial._seeded import seeded
-
-MOST_FILES = 8
+from evengrad.trial._patch_parts import Part, parts_of
+from evengrad.trial._patch_source import Draft, NoPatchError
 
 
 @final
@@ -79,13 +73,13 @@ def patch_of(task: Task, treatment: AbstractTreatment, treated: Treated[Task]) -
 
 def _drafts(task: Task, treatment: AbstractTreatment, treated: Treated[Task]) -> list[Draft]:
     parts = parts_of(task, treatment, treated)
-    files, reason = _files(task)
+    files = files_of(task)
     call, no_call = _call(task, files)
     options = Options(task, files, call)
     chosen: dict[str, Option] = {}
     for field in dict.fromkeys(name for part in parts for name in part.fields):
         own = [part for part in parts if field in part.fields]
-        chosen[field] = _first_that_works(options, field, own, (files, treated.subject), reason or no_call)
+        chosen[field] = _first_that_works(options, field, own, (files, treated.subject), no_call)
     return attempted(chosen, files, treated.subject)
 
 
@@ -101,46 +95,9 @@ def _first_that_works(
         else:
             return option
     reasons = [*options.reasons, otherwise] if otherwise else options.reasons
+    if any("was changed on disk" in one for one in files.refused) or not files.sources:
+        reasons = [*files.refused, *reasons]
     raise NoPatchError("; ".join(dict.fromkeys(reasons)) or f"there is no place for the change of {field}")
-
-
-def _files(task: Task) -> tuple[UserFiles, str]:
-    """Read the files that the functions of a task come from; and say why not, for those that cannot be read."""
-    sources: dict[Path, Source] = {}
-    namespaces: dict[Path, dict[str, Any]] = {}
-    reasons: list[str] = []
-    for filename, names in _places(task):
-        if len(sources) == MOST_FILES:
-            break
-        try:
-            source = read_source(filename)
-        except NoPatchError as err:
-            reasons.append(str(err))
-        else:
-            sources.setdefault(source.path, source)
-            namespaces.setdefault(source.path, names)
-    return UserFiles(sources=sources, namespaces=namespaces), "; ".join(dict.fromkeys(reasons))
-
-
-def _places(task: Task) -> Iterator[tuple[str, dict[str, Any]]]:
-    for one in functions_of(task):
-        if isinstance(one, FunctionType):
-            yield one.__code__.co_filename, one.__globals__
-        else:
-            yield from _module_of(one)
-    for module in list(sys.modules.values()):
-        if isinstance(module, ModuleType) and any(value is task for value in list(vars(module).values())):
-            yield getattr(module, "__file__", None) or "<module>", vars(module)
-    with seeded(0):
-        model = task.model()
-    for kind in dict.fromkeys(type(module) for module in model.modules()):
-        yield from _module_of(kind)
-
-
-def _module_of(kind: type) -> Iterator[tuple[str, dict[str, Any]]]:
-    module = sys.modules.get(kind.__module__)
-    if module is not None and not kind.__module__.startswith(("torch.", "evengrad.")):
-        yield getattr(module, "__file__", None) or "<module>", vars(module)
 
 
 def _call(task: Task, files: UserFiles) -> tuple[TaskCall | None, str]:

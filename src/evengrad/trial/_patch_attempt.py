@@ -14,11 +14,11 @@ from torch import nn
 from evengrad.nouns import Task
 from evengrad.trial._patch_block import IMPORTS, import_edits
 from evengrad.trial._patch_call import TaskCall
-from evengrad.trial._patch_check import check_model, check_optimizer, check_step
+from evengrad.trial._patch_check import check_model, check_optimizer, check_schedule, check_step
+from evengrad.trial._patch_files import UserFiles
 from evengrad.trial._patch_rebuilt import Bench
-from evengrad.trial._patch_source import Draft, Edit, NoPatchError, Source
+from evengrad.trial._patch_source import Draft, Edit, NoPatchError
 
-MODULES = {"torch": "torch", "nn": "torch.nn", "evengrad": "evengrad"}
 Files = dict[Path, list[Edit]]
 
 
@@ -39,14 +39,6 @@ class Option:
     make: Callable[[Bench], Callable[..., Any]] | None = None
     classes: tuple[type[nn.Module], ...] = ()
     uses: tuple[tuple[Path, str], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UserFiles:
-    """The user's files that a task comes from, and the names of their modules."""
-
-    sources: Mapping[Path, Source]
-    namespaces: Mapping[Path, Mapping[str, Any]]
 
 
 def attempted(options: Mapping[str, Option], files: UserFiles, treated: Task) -> list[Draft]:
@@ -90,20 +82,42 @@ def _check(name: str, option: Option, bench: Bench, treated: Task) -> None:
         return
     made = option.make(bench)
     if name == "model":
-        check_model(made, treated, weights=option.place is None)
+        check_model(made, treated, words=option.place is None)
     elif name == "optimizer":
         check_optimizer(made, treated)
     elif name == "after_step":
         check_step(made, treated)
+    elif name == "schedule":
+        check_schedule(made, treated)
     else:
         raise AssertionError(name)
 
 
 def _import_(draft: Draft, codes: list[str], namespace: Mapping[str, Any]) -> None:
     """Import what some code needs and a file lacks."""
-    used = {node.id for code in codes for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)} & set(
-        IMPORTS
-    )
-    if taken := [name for name in used if name in namespace and namespace[name] is not sys.modules.get(MODULES[name])]:
-        raise NoPatchError(f"{', '.join(sorted(taken))} is the name of something else in the file")
-    draft.apply_(import_edits(draft.source, tuple(name for name in used if name not in namespace)))
+    wanted: list[str] = []
+    for code in codes:
+        tree = ast.parse(code)
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        wanted += [line for name, line in IMPORTS.items() if name in used]
+        wanted += [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    lines = [line for line in dict.fromkeys(wanted) if not _is_bound(line, namespace)]
+    draft.apply_(import_edits(draft.source, lines))
+
+
+def _is_bound(line: str, namespace: Mapping[str, Any]) -> bool:
+    """Tell whether a module has what an import line would give it.
+
+    Raises:
+        NoPatchError: It has something else of that name.
+    """
+    node = ast.parse(line).body[0]
+    if not isinstance(node, ast.Import | ast.ImportFrom):
+        raise AssertionError(line)
+    alias = node.names[0]
+    name = alias.asname or alias.name.split(".")[0]
+    path = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+    meant = sys.modules.get(name if isinstance(node, ast.Import) and not alias.asname else path)
+    if name in namespace and meant is not None and namespace[name] is not meant:
+        raise NoPatchError(f"{name} is the name of something else in the file")
+    return name in namespace and path in sys.modules

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evengrad.trial._patch_source import Edit, Function, NoPatchError, Source, first_line
 
 CELL_OR_HEAD = re.compile(r"#\s*%%|#!|#.*coding[:=]")
+DEFINITIONS = ast.ClassDef | ast.FunctionDef
+MADE = frozenset({"model", "optimizer"})
 IMPORTS = {"torch": "import torch", "nn": "from torch import nn", "evengrad": "import evengrad"}
 
 
@@ -18,12 +20,17 @@ class Snippet:
     """A treatment's code, taken apart.
 
     Args:
-        outside: Source of the classes and functions that it defines, by name: they go to the top of the module.
-        body: What is done to the model or the optimizer.
+        imports: Lines that import something.
+        outside: Source of the classes and functions that it defines, by name: they go to the top of the module, unless
+            they use what the rest of the snippet makes or changes.
+        body: What is done to the model or the optimizer, without comments before and after it: they say where it goes.
+        makes: The names that the body assigns.
     """
 
+    imports: tuple[str, ...]
     outside: tuple[tuple[str, str], ...]
     body: str
+    makes: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,30 +50,50 @@ ROLES = {
     "model": Role(variable="model", argument=None),
     "optimizer": Role(variable="optimizer", argument="model"),
     "after_step": Role(variable=None, argument="model"),
+    "schedule": Role(variable="scheduler", argument="optimizer"),
 }
 
 
+def role_of(field: str, snippet: Snippet) -> Role:
+    """Say what a member of a task makes, as this snippet calls it."""
+    return Role(variable="warm_up", argument="optimizer") if "warm_up" in snippet.makes else ROLES[field]
+
+
 def taken_apart(code: str) -> Snippet:
-    """Separate the definitions of a snippet from what it does; comments before the first statement say where it goes.
+    """Separate the imports and definitions of a snippet from what it does.
 
     Raises:
-        NoPatchError: It is not Python.
+        NoPatchError: It is not Python, or does nothing.
     """
     try:
         tree = ast.parse(code)
     except SyntaxError as err:
         raise NoPatchError("the snippet is not Python by itself") from err
     lines = code.split("\n")
-    inside = [True] * len(lines)
-    outside: list[tuple[str, str]] = []
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            first, last = first_line(node) - 1, node.end_lineno or node.lineno
-            outside.append((node.name, "\n".join(lines[first:last])))
-            inside[first:last] = [False] * (last - first)
-    begin = min((node.lineno for node in tree.body), default=1) - 1
-    body = "\n".join(line for index, line in enumerate(lines) if inside[index] and index >= begin)
-    return Snippet(outside=tuple(dict.fromkeys(outside)), body=body.strip("\n"))
+    doing = [one for one in tree.body if not isinstance(one, DEFINITIONS | ast.Import | ast.ImportFrom)]
+    makes = frozenset(
+        name.id for one in doing for name in ast.walk(one) if isinstance(name, ast.Name) and not _is_load(name)
+    )
+    imports = [one for one in tree.body if isinstance(one, ast.Import | ast.ImportFrom)]
+    definitions = [one for one in tree.body if isinstance(one, DEFINITIONS) and not _uses(one, makes | MADE)]
+    inside = [one for one in tree.body if one not in imports and one not in definitions]
+    if not inside:
+        raise NoPatchError("the snippet defines something that the loop is to use")
+    last = inside[-1].end_lineno or inside[-1].lineno
+    kept = [True] * last
+    for one in (*imports, *definitions):
+        kept[first_line(one) - 1 : one.end_lineno] = [False] * ((one.end_lineno or one.lineno) - first_line(one) + 1)
+    body = [
+        line
+        for number, line in enumerate(lines[:last], start=1)
+        if kept[number - 1] and number >= first_line(inside[0])
+    ]
+    return Snippet(
+        imports=tuple(dict.fromkeys(ast.unparse(one) for one in imports)),
+        outside=tuple(dict.fromkeys((one.name, _lines_of(lines, one)) for one in definitions)),
+        body="\n".join(body).strip("\n"),
+        makes=makes,
+    )
 
 
 def in_factory(source: Source, node: ast.FunctionDef, snippet: Snippet, role: Role) -> list[Edit]:
@@ -80,6 +107,12 @@ def in_factory(source: Source, node: ast.FunctionDef, snippet: Snippet, role: Ro
     """
     if role.variable is None:
         raise NoPatchError("the function makes nothing that could be changed")
+    if role.argument is not None and role.argument not in {
+        one.arg for one in ast.walk(node.args) if isinstance(one, ast.arg)
+    }:
+        given = [*node.args.posonlyargs, *node.args.args]
+        if given and re.search(rf"\b{role.argument}\b", snippet.body):
+            snippet = replace(snippet, body=f"{role.argument} = {given[0].arg}\n{snippet.body}")
     inner = list(_own(node))
     if any(isinstance(one, ast.Yield | ast.YieldFrom) for one in inner):
         raise NoPatchError(f"{node.name} yields")
@@ -131,9 +164,8 @@ def outside_edits(source: Source, within: ast.AST, snippet: Snippet) -> list[Edi
     return [before_statement(source, top_level(source, within), "\n\n\n".join(text), blank=2)]
 
 
-def import_edits(source: Source, needed: tuple[str, ...]) -> list[Edit]:
-    """Import names at the top, behind the imports that are there."""
-    lines = [IMPORTS[name] for name in IMPORTS if name in needed]
+def import_edits(source: Source, lines: list[str]) -> list[Edit]:
+    """Import something at the top, behind the imports that are there."""
     if not lines:
         return []
     head = 0
@@ -193,6 +225,22 @@ def free_name(source: Source, wanted: str) -> str:
     return next(
         name for number in range(1, 1000) if (name := wanted + (f"_{number}" if number > 1 else "")) not in taken
     )
+
+
+def _is_load(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Load)
+
+
+def _uses(definition: ast.stmt, names: frozenset[str]) -> bool:
+    """Tell whether a definition uses names that are not its own."""
+    known = {one.arg for one in ast.walk(definition) if isinstance(one, ast.arg)}
+    known |= {one.id for one in ast.walk(definition) if isinstance(one, ast.Name) and not _is_load(one)}
+    used = {one.id for one in ast.walk(definition) if isinstance(one, ast.Name) and _is_load(one)}
+    return bool((used - known) & names)
+
+
+def _lines_of(lines: list[str], node: ast.stmt) -> str:
+    return "\n".join(lines[first_line(node) - 1 : node.end_lineno])
 
 
 def _at_return(source: Source, node: ast.Return, snippet: Snippet, variable: str) -> list[Edit]:

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from evengrad.nouns import Task
 from evengrad.trial._patch_block import (
-    ROLES,
     Role,
     Snippet,
     before_statement,
+    role_of,
 )
 from evengrad.trial._patch_source import Edit, NoPatchError, Source
 
@@ -70,9 +70,13 @@ def task_call(source: Source, task: Task, namespace: Mapping[str, Any]) -> TaskC
 
 def in_call(call: TaskCall, field: str, snippet: Snippet, name: str) -> list[Edit]:
     """Let a new function before the statement, of the given name, make a member of the task, with the snippet."""
-    role, source = ROLES[field], call.source
+    role, source = role_of(field, snippet), call.source
     value = call.value(field)
-    head, first = _first_lines(source, value, role, field)
+    head, first = _first_lines(source, value, role)
+    if first is None and role.variable is not None and role.variable not in snippet.makes:
+        raise NoPatchError(f"the call of Task does not say what {field} is")
+    if first is not None and role.variable == "warm_up":
+        raise NoPatchError("there is a schedule already")
     lines = [f"def {name}({head}):", *([] if first is None else first.split("\n")), *_deeper(snippet.body)]
     if role.variable is not None:
         lines.append(f"    return {role.variable}")
@@ -117,7 +121,7 @@ def resolved(node: ast.AST, namespace: Mapping[str, Any]) -> Any:
     return UNKNOWN
 
 
-def _first_lines(source: Source, value: ast.expr | None, role: Role, field: str) -> tuple[str, str | None]:
+def _first_lines(source: Source, value: ast.expr | None, role: Role) -> tuple[str, str | None]:
     """Write the parameters of the new function and the lines before the snippet."""
     argument = role.argument or ""
     if value is None:

@@ -17,15 +17,17 @@ from evengrad.trial._seeded import seeded
 from evengrad.trial._user_code import first_batch
 
 SEED = 0
+MOST_STEPS = 100
 
 
-def check_model(make: Callable[[], Any], treated: Task, *, weights: bool) -> None:
+def check_model(make: Callable[[], Any], treated: Task, *, words: bool) -> None:
     """Want the model that the treated task makes: modules, parameters, and outputs with equal weights.
 
     Args:
         make: The edited factory.
         treated: The treated task.
-        weights: Whether the weights from one seed must be equal too.
+        words: Whether only words were changed: then the weights from one seed must be equal too, and modules without
+            any state may be others, as a function that is called may stand for one.
 
     Raises:
         NoPatchError: It makes something else, or raises.
@@ -34,9 +36,9 @@ def check_model(make: Callable[[], Any], treated: Task, *, weights: bool) -> Non
     came = _made(make, "the edited factory")
     if not isinstance(came, nn.Module):
         raise NoPatchError(f"the edited factory makes a {type(came).__name__}")
-    _want_equal(_modules(came), _modules(wanted), "modules")
+    _want_equal(_modules(came, all_of_them=not words), _modules(wanted, all_of_them=not words), "modules")
     _want_equal(_tensors(came), _tensors(wanted), "parameters or buffers")
-    if weights and not _equal_weights(came, wanted):
+    if words and not _equal_weights(came, wanted):
         raise NoPatchError("the edited factory makes other weights from the same seed")
     _made(lambda: came.load_state_dict(wanted.state_dict()), "taking over the treated weights")
     _want_equal_outputs(came, wanted, treated)
@@ -80,6 +82,37 @@ def check_step(step: Callable[[nn.Module], Any], treated: Task) -> None:
         raise NoPatchError("the edited after_step does something else to the weights")
 
 
+def check_schedule(make: Callable[[Optimizer], Any], treated: Task) -> None:
+    """Want the learning rates that the treated task takes its first steps with.
+
+    Raises:
+        NoPatchError: They are others, or it raises.
+    """
+    if treated.schedule is None:
+        raise AssertionError(treated)
+    steps = min(treated.steps, MOST_STEPS)
+    came, wanted = (_rates(one, treated, steps) for one in (make, treated.schedule))
+    if any(abs(one - other) > 1e-9 * abs(other) for one, other in zip(came, wanted, strict=True)):
+        raise NoPatchError("the edited schedule gives other learning rates")
+
+
+def _rates(schedule: Callable[[Optimizer], Any], treated: Task, steps: int) -> list[float]:
+    """List the rates that each step is taken with; the gradients are zero."""
+    optimizer: Optimizer = _made(lambda: treated.optimizer(treated.model()), "the optimizer")
+    made = _made(lambda: schedule(optimizer), "the schedule")
+    rates: list[float] = []
+    optimizer.register_step_pre_hook(
+        lambda one, _args, _kwargs: rates.extend(float(group["lr"]) for group in one.param_groups)
+    )
+    for _ in range(steps):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        _made(made.step, "the schedule")
+    return rates
+
+
 def _made(make: Callable[[], Any], what: str) -> Any:
     with seeded(SEED):
         try:
@@ -88,13 +121,15 @@ def _made(make: Callable[[], Any], what: str) -> Any:
             raise NoPatchError(f"{what} raises {type(err).__name__}: {err}"[:300]) from err
 
 
-def _modules(model: nn.Module) -> list[tuple[str, str, int]]:
+def _modules(model: nn.Module, *, all_of_them: bool) -> list[tuple[str, str, int]]:
     """List name, kind, and the first place of each module; classes of the snippet's own may be called differently."""
     places: dict[int, int] = {}
     listed = []
     for name, module in model.named_modules(remove_duplicate=False):
+        if not all_of_them and not module.state_dict():
+            continue
         kind = type(module)
-        of_torch = kind.__module__.startswith("torch.")
+        of_torch = kind.__module__.startswith("torch.nn.") and vars(nn).get(kind.__name__) is kind
         said = f"{kind.__name__}({module.extra_repr()})" if of_torch else "own"
         listed.append((name, said, places.setdefault(id(module), len(places))))
     return listed

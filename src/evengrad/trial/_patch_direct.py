@@ -19,15 +19,17 @@ NUMBERS = int | float | bool | None
 
 
 def activation_swaps(before: nn.Module, after: nn.Module) -> Swaps:
-    """Tell which classes of modules gave way to which, if that is all that was done to a model.
+    """Tell which classes of modules gave way to which, if that is all that was done to the modules of a model.
+
+    Modules that are new stand for functions that were called; that is not for here.
 
     Raises:
         NoPatchError: Something else was done, or some modules of such a class stayed.
     """
     old = dict(before.named_modules(remove_duplicate=False))
     new = dict(after.named_modules(remove_duplicate=False))
-    if list(old) != list(new):
-        raise NoPatchError("modules were added or removed")
+    if not set(old) <= set(new):
+        raise NoPatchError("modules were removed")
     swaps: Swaps = {}
     for name, module in old.items():
         kind = type(new[name])
@@ -36,9 +38,9 @@ def activation_swaps(before: nn.Module, after: nn.Module) -> Swaps:
         if swaps.setdefault(type(module), kind) is not kind or any(True for _ in new[name].children()):
             raise NoPatchError("modules of one class were changed in different ways")
     kept = {type(old[name]) for name in old if type(old[name]) is type(new[name])}
-    if not swaps or kept & set(swaps):
+    if kept & set(swaps):
         raise NoPatchError("not all modules of one class were replaced")
-    if any(not _is_plain(new[name]) for name in new if type(new[name]) in set(swaps.values())):
+    if any(not _is_plain(new[name]) for name in old if type(new[name]) in set(swaps.values())):
         raise NoPatchError("the new modules have settings of their own")
     return swaps
 

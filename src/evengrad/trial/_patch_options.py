@@ -12,10 +12,12 @@ from typing import Any, final
 from torch import nn
 
 from evengrad.nouns import Task
-from evengrad.trial._patch_attempt import Files, Option, UserFiles, call_now
-from evengrad.trial._patch_block import ROLES, free_name, in_factory, outside_edits, taken_apart
+from evengrad.trial._patch_attempt import Files, Option, call_now
+from evengrad.trial._patch_block import free_name, in_factory, outside_edits, role_of, taken_apart
 from evengrad.trial._patch_call import TaskCall, in_call, keyword_edits
 from evengrad.trial._patch_direct import Swaps, activation_swaps, optimizer_edits, swap_edits
+from evengrad.trial._patch_files import UserFiles
+from evengrad.trial._patch_functions import called_kinds, function_edits
 from evengrad.trial._patch_parts import Part, beneath, functions_of, innermost
 from evengrad.trial._patch_rebuilt import Bench, cells_of, class_node
 from evengrad.trial._patch_source import Draft, NoPatchError, Source
@@ -39,15 +41,15 @@ class Options:
             yield from self._of_model(parts)
         elif field == "optimizer":
             yield from self._of_optimizer(parts)
-        elif field == "after_step":
+        elif field in {"after_step", "schedule"}:
             yield from self._in_call(field, _code(parts), {}, ((), ()))
         else:
             yield from self._keyword(field, parts[-1].after)
 
     def _of_model(self, parts: Sequence[Part]) -> Iterator[Option]:
-        swaps, rest = _swaps_and_rest(parts)
-        if swaps:
-            for words, classes, uses in self._swapped(swaps, _built(self.task)):
+        swaps, to, rest = _swaps_and_rest(parts)
+        if to:
+            for words, classes, uses in self._swapped(swaps, to):
                 if not rest:
                     yield Option(words=words, make=self._made_of(words), classes=classes, uses=uses)
                 else:
@@ -103,7 +105,7 @@ class Options:
             draft = drafts[path]
             there = draft.now(function)
             outside = outside_edits(draft.source, there, snippet)
-            return {path: [*outside, *in_factory(draft.source, there, snippet, ROLES[field])]}
+            return {path: [*outside, *in_factory(draft.source, there, snippet, role_of(field, snippet))]}
 
         classes, uses = more
         yield Option(
@@ -165,7 +167,7 @@ class Options:
             self.reasons.append(str(err))
             return None, None
 
-    def _swapped(self, swaps: Swaps, model: nn.Module) -> Iterator[tuple[Files, Any, Any]]:
+    def _swapped(self, swaps: Swaps, to: str) -> Iterator[tuple[Files, Any, Any]]:
         """Swap activations in the factory; in the classes of the model too; in what the call of Task hands over."""
         factory = beneath(self.task.model)
         node, source = self._found(factory)
@@ -173,28 +175,41 @@ class Options:
         if node is not None and source is not None:
             own = {source.path: swap_edits(source, [node], innermost(factory).__globals__, swaps)}
             yield from _if_any(own, ())
-        classes, inside = self._in_classes(model, swaps)
-        if classes:
-            yield from _if_any(_joined(own, inside), classes)
+        definitions = list(self._definitions(_built(self.task)))
+        called = {kind for _, path, one in definitions for kind in called_kinds(one, self.files.namespaces[path])}
+        sets = [called, *({kind} for kind in sorted(called))] if len(called) > 1 else [called]
+        for kinds in (set(), *sets) if called else [set()]:
+            classes, inside = self._in_classes(definitions, swaps, kinds - {to}, to)
+            if classes:
+                yield from _if_any(_joined(own, inside), classes)
         value = None if self.call is None else self.call.value("model")
         if self.call is not None and isinstance(value, ast.Call) and _is_plain(value):
             path = self.call.source.path
             given = {path: swap_edits(self.call.source, [value], self.files.namespaces[path], swaps)}
             yield from _if_any(given, ())
 
-    def _in_classes(self, model: nn.Module, swaps: Swaps) -> tuple[tuple[type[nn.Module], ...], Files]:
-        classes: list[type[nn.Module]] = []
-        edits: Files = {}
+    def _definitions(self, model: nn.Module) -> Iterator[tuple[type[nn.Module], Path, ast.ClassDef]]:
+        """Find the definitions of the model's own classes in the files that were read."""
         for kind in dict.fromkeys(type(module) for module in model.modules()):
             for path, source in self.files.sources.items():
                 names = self.files.namespaces[path]
-                if names.get(kind.__name__) is not kind or kind.__module__ != names.get("__name__"):
-                    continue
-                definition = class_node(source, kind)
-                found = [] if definition is None else swap_edits(source, [definition], names, swaps)
-                if found:
-                    classes.append(kind)
-                    edits.setdefault(path, []).extend(found)
+                if names.get(kind.__name__) is kind and kind.__module__ == names.get("__name__"):
+                    definition = class_node(source, kind)
+                    if definition is not None:
+                        yield kind, path, definition
+
+    def _in_classes(
+        self, definitions: list[tuple[type[nn.Module], Path, ast.ClassDef]], swaps: Swaps, kinds: set[str], to: str
+    ) -> tuple[tuple[type[nn.Module], ...], Files]:
+        classes: list[type[nn.Module]] = []
+        edits: Files = {}
+        for kind, path, definition in definitions:
+            source, names = self.files.sources[path], self.files.namespaces[path]
+            found = swap_edits(source, [definition], names, swaps)
+            found += function_edits(source, [definition], names, kinds, to)
+            if found:
+                classes.append(kind)
+                edits.setdefault(path, []).extend(found)
         return tuple(classes), edits
 
     def _made_of(self, words: Files) -> Callable[[Bench], Callable[..., Any]]:
@@ -211,19 +226,16 @@ class Options:
         return lambda bench: bench.rebuilt(factory)
 
 
-def _swaps_and_rest(parts: Sequence[Part]) -> tuple[Swaps, list[Part]]:
-    swaps: Swaps = {}
-    rest: list[Part] = []
-    for part in parts:
-        try:
-            found = activation_swaps(_built(part.before), _built(part.after))
-        except NoPatchError:
-            found = {}
-        if found and not swaps:
-            swaps = found
-        else:
-            rest.append(part)
-    return swaps, rest
+def _swaps_and_rest(parts: Sequence[Part]) -> tuple[Swaps, str, list[Part]]:
+    """Separate the one part that swaps activations, if it can be done by words, from the others."""
+    for index, part in enumerate(parts):
+        if part.to:
+            try:
+                swaps = activation_swaps(_built(part.before), _built(part.after))
+            except NoPatchError:
+                continue
+            return swaps, part.to, [*parts[:index], *parts[index + 1 :]]
+    return {}, "", list(parts)
 
 
 def _built(task: Task) -> nn.Module:
@@ -237,7 +249,13 @@ def _code(parts: Sequence[Part]) -> str:
 
 def _if_any(edits: Files, classes: tuple[type[nn.Module], ...]) -> Iterator[tuple[Files, Any, Any]]:
     if any(edits.values()):
-        uses = tuple((path, edit.text) for path, found in edits.items() for edit in found)
+        names = ("torch.", "nn.")
+        uses = tuple(
+            (path, edit.text.split(".")[0])
+            for path, found in edits.items()
+            for edit in found
+            if edit.text.startswith(names)
+        )
         yield edits, classes, uses
 
 

@@ -10,7 +10,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from evengrad.nouns import Task
-from evengrad.treat import AbstractTreatment, Treated
+from evengrad.treat import AbstractTreatment, SwapActivation, Treated
 from evengrad.trial._patch_source import NoPatchError
 
 LITERALS = ("clip", "accumulate", "autocast", "loss_scale")
@@ -19,12 +19,17 @@ OURS = "evengrad.treat."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """One treatment of those that were combined: the task before and after it, what differs, and the snippet."""
+    """One treatment of those that were combined: the task before and after it, what differs, and the snippet.
+
+    Args:
+        to: The activation that was swapped in, in torch's functional spelling; empty for other treatments.
+    """
 
     before: Task
     after: Task
     fields: tuple[str, ...]
     code: str
+    to: str = ""
 
 
 def parts_of(task: Task, treatment: AbstractTreatment, treated: Treated[Task]) -> list[Part]:
@@ -39,9 +44,10 @@ def parts_of(task: Task, treatment: AbstractTreatment, treated: Treated[Task]) -
     for one in wanted:
         done = treated if len(wanted) == 1 else one.treat_task(before)
         changed = changed_fields(before, done.subject)
-        if not changed or set(changed) - {"model", "optimizer", "after_step", *LITERALS}:
+        if not changed or set(changed) - {"model", "optimizer", "after_step", "schedule", *LITERALS}:
             raise NoPatchError(f"{one.label} changes {', '.join(changed) or 'nothing'}, which a patch cannot write")
-        parts.append(Part(before=before, after=done.subject, fields=changed, code=done.code))
+        to = one.to if isinstance(one, SwapActivation) else ""
+        parts.append(Part(before=before, after=done.subject, fields=changed, code=done.code, to=to))
         before = done.subject
     return parts
 

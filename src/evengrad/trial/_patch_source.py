@@ -91,6 +91,10 @@ class Source:
             raise NoPatchError(f"{self.path.name} has several statements on one line where the change would go")
         return before
 
+    def has(self, live: CodeType) -> bool:
+        """Tell whether the file holds the code of a live function as it was imported."""
+        return any(_same(code, live) for code in codes(self.code))
+
     def node_of(self, live: CodeType) -> Function:
         """Find the function that a live code object was compiled from.
 
@@ -100,8 +104,7 @@ class Source:
         alike = [code for code in codes(self.code) if _same(code, live)]
         there = [code for code in alike if _place(code) == _place(live)] or alike
         if len(there) != 1:
-            what = "was changed on disk after it was imported" if not there else "has several functions that are alike"
-            raise NoPatchError(f"{self.path.name} {what}: {live.co_qualname} cannot be found in it")
+            raise NoPatchError(f"{self.path.name} has {len(there)} functions that can be {live.co_qualname}")
         return self._node(there[0])
 
     def code_of(self, node: Function) -> CodeType:
