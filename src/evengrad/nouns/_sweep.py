@@ -50,6 +50,7 @@ class SweepPoint:
         metric: What `validate` returned last; None when it never did.
         metrics: Each step at which it was asked, and what it returned.
         quantities: What clipping did.
+        findings: Codes of the rules that speak at the end.
         error: Why it failed.
         duration_s: Seconds it took.
     """
@@ -64,6 +65,7 @@ class SweepPoint:
     metric: float | None = None
     metrics: tuple[tuple[int, float | None], ...] = ()
     quantities: Quantities = Quantities()
+    findings: tuple[str, ...] = ()
     error: str = ""
     duration_s: float = 0.0
 
@@ -96,8 +98,8 @@ class Sweep:
     Args:
         ranges: What was swept.
         points: Every training, in the order in which they were asked for.
-        recommended: The label of the setting that is worth having: `none` when no clipping is needed; empty when nothing
-            is known yet, or nothing trains.
+        recommended: The label of the setting that is worth having: `none` when no clipping is needed; empty when
+            nothing is known yet, or nothing trains.
         message: Why, in one or two sentences with the numbers.
         steps: Optimizer steps of one whole training.
         saved_steps: Optimizer steps that pruning has saved.

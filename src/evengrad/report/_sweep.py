@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import final
 
 from evengrad.nouns import Story, Sweep, SweepPoint
@@ -10,6 +11,7 @@ from evengrad.report import _clean
 from evengrad.report._words import NOTHING, finite, number, spread
 
 MOST_SETTINGS = 300
+WORST = 4.0  # times the distance from the best to the median
 NONE = "none"
 
 _ENDINGS = {"finished": "", "pruned": "stopped early", "failed": "failed"}
@@ -69,8 +71,7 @@ class SweepGroup:
 def groups_of(sweep: Sweep) -> tuple[SweepGroup, ...]:
     """Sort the settings by policy and number; what has no number comes first."""
     points = swept(sweep)
-    metrics = finite([point.metric for point in points])
-    low, high = (min(metrics), max(metrics)) if metrics else (0.0, 0.0)
+    low, high = limits(sweep)
     names = dict.fromkeys(point.policy for point in sorted(points, key=lambda point: point.value is not None))
     reasons = {
         one.name: _clean.sentence(f"{one.setting} {number(one.low)} to {number(one.high)}: {one.reason}")
@@ -88,12 +89,9 @@ def groups_of(sweep: Sweep) -> tuple[SweepGroup, ...]:
         )
         for name in names
     ]
-    policies = {group.name for group in groups}
-    extra = [one for one in sweep.ranges if one.name in {name for point in points for name, _ in point.others}]
-    return (
-        *groups,
-        *(SweepGroup(name=one.name, range=reasons[one.name], rows=()) for one in extra if one.name not in policies),
-    )
+    beside = {name for point in points for name, _ in point.others}
+    extra = [one.name for one in sweep.ranges if one.name in beside and one.name not in names]
+    return (*groups, *(SweepGroup(name=_clean.name(name), range=reasons[name], rows=()) for name in extra))
 
 
 def swept(sweep: Sweep) -> list[SweepPoint]:
@@ -102,6 +100,19 @@ def swept(sweep: Sweep) -> list[SweepPoint]:
     kept = [point for point in points.values() if point.label in {NONE, sweep.recommended}]
     rest = [point for point in points.values() if point.label not in {NONE, sweep.recommended}]
     return [*kept, *rest][:MOST_SETTINGS]
+
+
+def limits(sweep: Sweep) -> tuple[float, float]:
+    """Give the metrics between which a plot is drawn: from the best to four times as far as the median is from it.
+
+    A metric that has no lower end, such as the explained share of a variance, may be -1e30 once a training diverges.
+    """
+    metrics = finite([point.metric for point in sweep.points])
+    if not metrics:
+        return 0.0, 1.0
+    best = max(metrics)
+    lowest = best - WORST * (best - median(metrics))
+    return max(min(metrics), lowest) if lowest < best else min(metrics), best
 
 
 def settings_left_out(sweep: Sweep) -> int:
@@ -134,7 +145,7 @@ def _row(point: SweepPoint, again: Sequence[SweepPoint], low: float, high: float
         label=_clean.name(point.label),
         short=_clean.name(", ".join([*([number(point.value)] if point.value is not None else []), *beside]))
         or _clean.name(point.label),
-        frac=(metric - low) / (high - low) if known and metric is not None and high > low else 0.5 if known else None,
+        frac=None if metric is None or not known else max(0.0, (metric - low) / (high - low)) if high > low else 0.5,
         recommended=recommended,
         cells=(
             number(metric),

@@ -9,7 +9,7 @@ from evengrad.nouns import Sweep, SweepPoint
 from evengrad.report import _clean
 from evengrad.report._figures import Figure, plain
 from evengrad.report._static import HEIGHT, WIDTH, Tick
-from evengrad.report._sweep import NONE, confirmed, swept
+from evengrad.report._sweep import NONE, confirmed, limits, swept
 from evengrad.report._words import finite, number
 
 SERIES = 5  # colours in the style sheet: --s0 to --s4
@@ -126,10 +126,9 @@ def plots_of(sweep: Sweep) -> tuple[Plot, ...]:
 
 def sweep_figure(plot: Plot) -> Figure:
     """Draw a plot: filled dots went through, open ones were stopped early, crosses failed; bars span seeds."""
-    floor = plot.ends[0]
     traces: list[Figure] = []
     for one in plot.series:
-        traces += _traces(one, floor)
+        traces += _traces(one, plot.ends)
     everything = [dot for one in plot.series for dot in one.dots]
     if plot.none:
         ends = [min(dot.across for dot in everything), max(dot.across for dot in everything)]
@@ -139,7 +138,7 @@ def sweep_figure(plot: Plot) -> Figure:
                 "type": "scatter",
                 "mode": "lines",
                 "x": [_back(end, plot.logarithmic) for end in ends],
-                "y": [_short(middle)] * 2,
+                "y": [_short(_height(middle, plot.ends))] * 2,
                 "name": "no clipping",
                 "meta": "soft",
                 "line": {"width": 1.4, "dash": "dash"},
@@ -148,7 +147,7 @@ def sweep_figure(plot: Plot) -> Figure:
         )
     chosen = [dot for dot in everything if dot.recommended]
     if chosen:
-        traces.append(_ring(chosen[0], floor))
+        traces.append(_ring(chosen[0], plot.ends))
     kind: Figure = {"type": "log", "exponentformat": "power"} if plot.logarithmic else {"type": "linear"}
     return {
         "data": traces,
@@ -173,7 +172,7 @@ def still_of(plot: Plot) -> Still:
         return round((0.02 + 0.96 * ((across - first) / (last - first) if last > first else 0.5)) * WIDTH, 1)
 
     def y(height: float | None) -> float:
-        up = 0.0 if height is None else (height - low) / (high - low) if high > low else 0.5
+        up = (_height(height, plot.ends) - low) / (high - low) if high > low else 0.5
         return round((0.03 + 0.94 * (1 - up)) * HEIGHT, 1)
 
     marks = tuple(
@@ -236,13 +235,13 @@ def _dots(sweep: Sweep, points: Sequence[SweepPoint], name: str) -> tuple[Dot, .
     return tuple(sorted(dots, key=lambda dot: (dot.across, dot.point.label)))
 
 
-def _traces(series: Series, floor: float) -> list[Figure]:
+def _traces(series: Series, ends: tuple[float, float]) -> list[Figure]:
     whole = [dot for dot in series.dots if _whole(dot)]
     common: Figure = {"type": "scatter", "meta": series.colour, "legendgroup": plain(series.name)}
     line = common | {
         "mode": "lines",
         "x": [dot.value for dot in whole],
-        "y": [_short(dot.metric) for dot in whole],
+        "y": [_short(_height(dot.metric, ends)) for dot in whole],
         "hoverinfo": "skip",
         "showlegend": False,
         "line": {"width": 1.2},
@@ -250,24 +249,24 @@ def _traces(series: Series, floor: float) -> list[Figure]:
     dots = common | {
         "mode": "markers",
         "x": [dot.value for dot in series.dots],
-        "y": [_short(floor if dot.metric is None else dot.metric) for dot in series.dots],
+        "y": [_short(_height(dot.metric, ends)) for dot in series.dots],
         "text": [_hover(dot) for dot in series.dots],
         "hovertemplate": "%{text}<extra></extra>",
         "name": plain(series.name, 40),
-        "marker": {"size": 9, "symbol": [_SYMBOLS.get(dot.point.ending, "circle") for dot in series.dots]},
+        "marker": {"size": 9, "symbol": [_symbol(dot, ends) for dot in series.dots]},
     }
-    return [line, dots, *_seeds(series, common)]
+    return [line, dots, *_seeds(series, common, ends)]
 
 
-def _seeds(series: Series, common: Figure) -> list[Figure]:
+def _seeds(series: Series, common: Figure, ends: tuple[float, float]) -> list[Figure]:
     again = [dot for dot in series.dots if dot.mean is not None]
     if not again:
         return []
     bars: dict[str, Any] = {
         "type": "data",
         "symmetric": False,
-        "array": [_short((dot.high or 0.0) - (dot.mean or 0.0)) for dot in again],
-        "arrayminus": [_short((dot.mean or 0.0) - (dot.low or 0.0)) for dot in again],
+        "array": [_short(_height(dot.high, ends) - _height(dot.mean, ends)) for dot in again],
+        "arrayminus": [_short(_height(dot.mean, ends) - _height(dot.low, ends)) for dot in again],
         "thickness": 1.6,
         "width": 6,
     }
@@ -276,7 +275,7 @@ def _seeds(series: Series, common: Figure) -> list[Figure]:
         | {
             "mode": "markers",
             "x": [dot.value for dot in again],
-            "y": [_short(dot.mean) for dot in again],
+            "y": [_short(_height(dot.mean, ends)) for dot in again],
             "error_y": bars,
             "text": [f"{plain(dot.point.label)}<br>mean of confirming seeds {number(dot.mean)}" for dot in again],
             "hovertemplate": "%{text}<extra></extra>",
@@ -286,12 +285,12 @@ def _seeds(series: Series, common: Figure) -> list[Figure]:
     ]
 
 
-def _ring(dot: Dot, floor: float) -> Figure:
+def _ring(dot: Dot, ends: tuple[float, float]) -> Figure:
     return {
         "type": "scatter",
         "mode": "markers",
         "x": [dot.value],
-        "y": [_short(floor if dot.metric is None else dot.metric)],
+        "y": [_short(_height(dot.metric, ends))],
         "name": "recommended",
         "meta": "good",
         "hoverinfo": "skip",
@@ -310,16 +309,24 @@ def _hover(dot: Dot) -> str:
     return "<br>".join(words)
 
 
+def _symbol(dot: Dot, ends: tuple[float, float]) -> str:
+    off = dot.metric is not None and dot.metric < ends[0]
+    return "triangle-down" if off else _SYMBOLS.get(dot.point.ending, "circle")
+
+
 def _whole(dot: Dot) -> bool:
     return dot.point.ending == "finished" and dot.metric is not None
 
 
 def _ends(sweep: Sweep) -> tuple[float, float]:
-    """Give the largest metric, and the height of those without one: a little below all others."""
-    known = finite([point.metric for point in sweep.points]) or [0.0]
-    span = (max(known) - min(known)) or abs(min(known)) or 1.0
-    failed = any(point.metric is None for point in sweep.points)
-    return min(known) - (0.06 * span if failed else 0.0), max(known)
+    """Give the best metric, and the height of those that failed or are far off: a little below all others."""
+    low, high = limits(sweep)
+    off = any(point.metric is None or point.metric < low for point in sweep.points)
+    return low - (0.06 * ((high - low) or abs(low) or 1.0) if off else 0.0), high
+
+
+def _height(value: float | None, ends: tuple[float, float]) -> float:
+    return ends[0] if value is None or math.isnan(value) else min(max(value, ends[0]), ends[1])
 
 
 def _room(ends: tuple[float, float]) -> list[float]:

@@ -11,8 +11,17 @@ from evengrad.nouns import Sweep
 from evengrad.report._blocks import bar
 from evengrad.report._sweep import HEADS, SweepGroup, groups_of, settings_left_out
 
-_BAR = 12
-_SHOWN = ("metric", "confirmed, min to max", "ended", "clipped", "mean scale", "let through", "spikes", "not finite")
+_BAR = 9
+_SHOWN = {
+    "metric": "metric",
+    "confirmed, min to max": "other seeds",
+    "clipped": "clipped",
+    "mean scale": "scale",
+    "let through": "let through",
+    "spikes": "spikes",
+    "not finite": "NaN",
+    "ended": "ended early",
+}
 
 
 def sweep_parts(sweep: Sweep) -> Iterable[RenderableType]:
@@ -26,12 +35,13 @@ def sweep_parts(sweep: Sweep) -> Iterable[RenderableType]:
 
 
 def _table(group: SweepGroup) -> Table:
-    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, show_edge=False)
-    table.add_column("setting", overflow="fold", min_width=12)
+    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
+    table.add_column("setting", overflow="fold")
     table.add_column("", no_wrap=True, min_width=_BAR)
     places = [HEADS.index(head) - 1 for head in _SHOWN]
-    for head in _SHOWN:
-        table.add_column(head, justify="left" if head == "ended" else "right", overflow="fold")
+    for head in _SHOWN.values():
+        last = head == "ended early"
+        table.add_column(head, justify="left" if last else "right", overflow="fold", no_wrap=not last)
     for row in group.rows:
         drawn = "" if row.frac is None else bar(max(row.frac, 1 / 16), full_decades=1.0, width=_BAR)
         cells = [row.cells[place] for place in places]

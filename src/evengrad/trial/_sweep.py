@@ -61,6 +61,7 @@ class Study:
     def __init__(self, storage: BaseStorage, *, seed: int, identity: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._seed = seed
+        self._reported: dict[int, set[int]] = {}
         pruner = optuna.pruners.MedianPruner(n_startup_trials=JUDGES, n_warmup_steps=0)
         self._study = optuna.create_study(
             storage=storage, study_name=_NAME, direction="maximize", pruner=pruner, load_if_exists=True
@@ -110,6 +111,7 @@ class Study:
     def prunes(self, asked: Asked, metric: float, step: int) -> bool:
         """Report a metric on the way; tell whether to stop: it is below the median of those that went through."""
         asked.trial.report(metric, step)
+        self._reported.setdefault(asked.trial.number, set()).add(step)
         return bool(asked.trial.should_prune())
 
     def tell(self, asked: Asked, point: str, *, metric: float | None, step: int) -> None:
@@ -122,14 +124,10 @@ class Study:
             step: Where it ended, if it came to none.
         """
         asked.trial.set_user_attr(_POINT, point)
-        if metric is None and step not in self._reported(asked):
+        if metric is None and step not in self._reported.get(asked.trial.number, ()):
             asked.trial.report(float("nan"), step)  # a training that failed says where not to go; FAIL would not
         state = TrialState.PRUNED if metric is None else TrialState.COMPLETE
         self._study.tell(asked.trial, metric, state=state)
-
-    def _reported(self, asked: Asked) -> set[int]:
-        trial = self._study._storage.get_trial(asked.trial._trial_id)
-        return set(trial.intermediate_values)
 
     def _fixed(self, space: Space, choice: Choice) -> Any:
         wanted: dict[str, Any] = _parameters(choice, space)

@@ -37,6 +37,7 @@ def point_of(choice: Choice, plan: Plan, result: Course | Failure, ending: Endin
         metric=trial.metric if trial.metric is not None else known[-1] if known and ending == "pruned" else None,
         metrics=trial.metrics,
         quantities=quantities(result.record.readings, trial.losses) if isinstance(result, Course) else Quantities(),
+        findings=trial.findings,
         error=trial.error,
         duration_s=trial.duration_s,
     )

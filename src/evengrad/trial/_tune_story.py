@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -68,8 +69,21 @@ def story_of(task: Task, sweep: Sweep, untreated: Story | None, *, code: str, no
         curves=before.curves,
         code=code,
         facts=_facts(task, sweep),
-        notes=notes,
+        notes=(*notes, *_still_found(sweep)),
         sweep=sweep,
+    )
+
+
+def _still_found(sweep: Sweep) -> tuple[str, ...]:
+    """Say what the rules find in most trainings with the recommended setting: clipping is no cure for it."""
+    again = [point for point in sweep.points if point.stage == "confirmation" and point.label == sweep.recommended]
+    counts = Counter(code for point in again for code in point.findings)
+    codes = [code for code, count in sorted(counts.items()) if 2 * count > len(again)]
+    if not codes:
+        return ()
+    where = "without clipping" if sweep.recommended == NONE else "with the recommended setting"
+    return (
+        f"Still found {where}: {', '.join(codes)}. Clipping does not cure that; `evengrad repair` looks for what does.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import final
 
@@ -14,7 +14,7 @@ from evengrad.runlog import write_story
 from evengrad.trial._course import Course
 from evengrad.trial._engine import AbstractEngine, Failure, failure
 from evengrad.trial._plan import Plan
-from evengrad.trial._sweep import Asked, Study, opened
+from evengrad.trial._sweep import JOURNAL, Asked, Study, opened
 from evengrad.trial._tune_choice import better, finalists, recommended
 from evengrad.trial._tune_identity import identity_of
 from evengrad.trial._tune_point import point_of
@@ -23,6 +23,7 @@ from evengrad.trial._tune_story import plain_record, ranges_of, story_of, untrea
 
 # Where the metric is measured: a quarter is where most curves have parted, and costs a quarter.
 PARTS = (0.25, 0.5, 1.0)
+NOT_OVER = "The sweep is not over, or it was killed."
 
 
 @final
@@ -61,7 +62,8 @@ class Sweeping:
     def run(self) -> None:
         """Go through all stages, from where the journal ends."""
         identity = identity_of(self.task, self._settings.policies, self._settings.others, seed=self._settings.seed)
-        self._write("The sweep is not over, or it was killed.")  # a directory of something else is refused first
+        if self._log is not None and not (self._log / JOURNAL).exists():
+            self._write(NOT_OVER)  # a directory of something else is refused before anything is done
         with opened(self._log) as storage:
             study = Study(storage, seed=self._settings.seed, identity=identity)
             self._first(study)
@@ -109,7 +111,7 @@ class Sweeping:
         plan = Plan(task=self._without(), label=NONE, seed=seed, steps=self.task.steps, stage="scout")
         known, record = study.kept("untreated"), study.kept("record")
         if known is None or record is None:
-            course = self._trained([plan])[0]
+            course = self._in_parts(plan)
             if isinstance(course, Failure):
                 raise course.error or TaskError(
                     self.task.name, came=course.trial.error, wanted="a task that can be trained"
@@ -132,7 +134,15 @@ class Sweeping:
             others=self._settings.others,
             failed=first.ending == "failed",
         )
-        self._write("The sweep is not over, or it was killed.")
+        self._write(NOT_OVER)
+
+    def _in_parts(self, plan: Plan) -> Course | Failure:
+        """Train to the end, with the metric measured where that of the others is."""
+        for end in _ends(self.task.steps):
+            result = self._trained([_until(plan, end)])[0]
+            if isinstance(result, Failure) or result.trial.error:
+                return result
+        return result
 
     def _search(self, study: Study) -> None:
         for text in study.finished():
@@ -150,7 +160,7 @@ class Sweeping:
                 for at in numbers
             ]
             self._run(study, asked)
-            self._write("The sweep is not over, or it was killed.")
+            self._write(NOT_OVER)
 
     def _run(self, study: Study, asked: Sequence[Asked]) -> None:
         """Train up to each part, stop those that are behind, and go on with the rest."""
@@ -159,8 +169,7 @@ class Sweeping:
             plan = self._plan(study, one)
             if plan is not None:
                 alive.append((one, plan))
-        ends = sorted({ceil(part * self.task.steps) for part in PARTS})
-        for end in ends:
+        for end in _ends(self.task.steps):
             parts = [_until(plan, end) for _, plan in alive]
             going: list[tuple[Asked, Plan]] = []
             for (one, plan), part, result in zip(alive, parts, self._trained(parts), strict=True):
@@ -169,12 +178,18 @@ class Sweeping:
                     self._tell(study, one, plan, result, "failed")
                 elif end == self.task.steps:
                     self._tell(study, one, plan, result, "finished")
-                elif study.prunes(one, metric, end):
+                elif study.prunes(one, metric, end) and metric < self._without_clipping_at(end):
                     self.engine.forget([part])
                     self._tell(study, one, plan, result, "pruned")
                 else:
                     going.append((one, plan))
             alive = going
+
+    def _without_clipping_at(self, end: int) -> float:
+        """Give the metric without clipping at a step: what is not behind that is not stopped."""
+        first = self._points[0]
+        known = dict(first.metrics).get(end) if first.ending == "finished" else None
+        return inf if known is None else known
 
     def _plan(self, study: Study, asked: Asked) -> Plan | None:
         """Make the plan of a choice; one that is known, or that does not apply to the task, is told at once."""
@@ -282,6 +297,10 @@ class Sweeping:
 
     def _without(self) -> Task:
         return Space(arms=()).treated(self.task, Choice(), seed=self._settings.seed)
+
+
+def _ends(steps: int) -> list[int]:
+    return sorted({ceil(part * steps) for part in PARTS})
 
 
 def _until(plan: Plan, end: int) -> Plan:
