@@ -1,5 +1,7 @@
 """The verdict on made-up trials."""
 
+from dataclasses import replace
+
 import pytest
 
 from evengrad.nouns import Finding, Trial
@@ -117,4 +119,21 @@ def test_nothing_confirmed_is_not_cured():
     ],
 )
 def test_ranking_prefers(trials, winner):
-    assert ranked(trials)[0] == winner
+    assert ranked([(*pair, True) for pair in trials])[0] == winner
+
+
+def test_where_no_metric_has_moved_yet_the_one_that_learns_is_ahead():
+    flat, falling = (replace(trial(0.5), losses=losses) for losses in ((0.7,) * 20, (0.7,) * 10 + (0.4,) * 10))
+    assert ranked([(flat, 1, True), (falling, 5, True)]) == [1, 0]
+    assert ranked([(flat, 1, True), (falling, 5, False)]) == [0, 1], "another loss says nothing"
+
+
+def test_a_verdict_carries_the_mean_gain_and_its_interval():
+    told = judge([sick(0.1), sick(0.2), sick(0.3)], [trial(0.9), trial(0.9), trial(0.9)], SICK, untrained=[0.0] * 3)
+    assert told.gain == pytest.approx(0.7)
+    low, high = told.gain_interval
+    assert 0.6 <= low < 0.7 < high <= 0.8
+
+
+def test_without_a_finding_before_nothing_is_cured_only_improved():
+    assert judge([trial(0.1)] * 3, [trial(0.9)] * 3, (), untrained=[0.0] * 3).outcome == "improved"

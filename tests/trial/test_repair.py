@@ -64,7 +64,7 @@ def test_a_vanishing_task_is_cured_on_every_confirming_seed(vanished):
 def test_the_confirming_seeds_were_not_used_for_choosing(vanished):
     result, _ = vanished
     choosing = {trial.seed for trial in result.trials if trial.stage != "confirmation"}
-    assert choosing == {0}
+    assert choosing <= {0, 1}
     assert not choosing & set(result.verdict.seeds)
 
 
@@ -115,9 +115,9 @@ def test_the_report_and_the_text_tell_the_same_verdict(vanished, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_trials():
-    once = evengrad.repair(task(deep(nn.Sigmoid, 12), steps=16), seeds=1)
+    once = evengrad.repair(task(deep(nn.Sigmoid, 12), steps=16), seeds=1, engine="here")
     torch.rand(7)  # whatever happened outside must not matter
-    again = evengrad.repair(task(deep(nn.Sigmoid, 12), steps=16), seeds=1)
+    again = evengrad.repair(task(deep(nn.Sigmoid, 12), steps=16), seeds=1, engine="here")
     assert [trial.losses for trial in once.trials] == [trial.losses for trial in again.trials]
     assert once.verdict == again.verdict
 
@@ -141,7 +141,9 @@ def test_an_untreated_trial_is_the_training_that_a_plain_loop_would_do():
         optimizer.step()
         losses.append(loss.item())
     assert list(course.trial.losses) == losses
-    assert all(torch.equal(one, two) for one, two in zip(course.state.values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(one, two) for one, two in zip(course.state.values(), model.state_dict().values(), strict=True)
+    )
 
 
 def test_treated_and_untreated_trials_start_from_the_same_weights():
@@ -158,7 +160,7 @@ def test_treated_and_untreated_trials_start_from_the_same_weights():
 
 def test_an_exploding_task_is_cured_although_its_untreated_training_failed():
     sick = task(deep(nn.ReLU, 12, std=1.5), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
-    result = evengrad.repair(sick, seeds=2)
+    result = evengrad.repair(sick, seeds=2, engine="here")
     assert result.trials[0].metric is None
     assert "the loss is" in result.trials[0].error
     assert {"EG102", "EG201"} & {finding.code for finding in result.findings}
@@ -177,7 +179,7 @@ def test_a_gradient_that_is_not_finite_is_not_drawn_as_zero():
 
 def test_a_healthy_task_is_not_touched():
     healthy = task(deep(nn.ReLU, 2))
-    result = evengrad.repair(healthy)
+    result = evengrad.repair(healthy, engine="here")
     assert result.verdict.outcome == "was not sick"
     assert result.findings == ()
     assert len(result.trials) == 1
@@ -186,7 +188,7 @@ def test_a_healthy_task_is_not_touched():
 
 def test_what_only_silences_the_rule_is_not_called_cured():
     """A metric that no treatment can raise, although several of them remove the symptom."""
-    result = evengrad.repair(task(deep(nn.Sigmoid, 12), validate=lambda model: 0.25, steps=16), seeds=2)
+    result = evengrad.repair(task(deep(nn.Sigmoid, 12), validate=lambda model: 0.25, steps=16), seeds=2, engine="here")
     assert [finding.code for finding in result.findings] == ["EG402", "EG101"]
     assert any(not trial.findings for trial in result.trials), "some treatment must silence the rule"
     assert result.verdict.outcome == "not cured"
@@ -200,7 +202,7 @@ def test_ctrl_c_leaves_what_was_found_so_far(after_steps, tmp_path):
         if done >= after_steps and not what.startswith("trying"):  # in the middle of a training
             raise KeyboardInterrupt
 
-    result = evengrad.repair(task(deep(nn.Sigmoid, 12)), progress=stop, log=tmp_path / "run")
+    result = evengrad.repair(task(deep(nn.Sigmoid, 12)), progress=stop, log=tmp_path / "run", engine="here")
     assert result.interrupted
     assert result.verdict.outcome == "not cured"
     assert "interrupted" in result.verdict.message
@@ -213,7 +215,7 @@ def test_ctrl_c_leaves_what_was_found_so_far(after_steps, tmp_path):
 
 def test_a_second_search_in_the_same_folder_loses_nothing(tmp_path):
     for _ in range(2):
-        evengrad.repair(task(deep(nn.ReLU, 2), steps=8), log=tmp_path / "run")
+        evengrad.repair(task(deep(nn.ReLU, 2), steps=8), log=tmp_path / "run", engine="here")
     assert read(tmp_path / "run" / "untreated").complete
     assert read(tmp_path / "run" / "untreated-2").complete
 
@@ -223,7 +225,7 @@ def test_a_folder_of_something_else_is_refused_before_anything_runs(tmp_path):
     trained = []
     watched = task(deep(nn.ReLU, 2), after_step=trained.append)
     with pytest.raises(NotARunError, match=r"want .*"):
-        evengrad.repair(watched, log=tmp_path)
+        evengrad.repair(watched, log=tmp_path, engine="here")
     assert trained == []
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -234,13 +236,13 @@ def test_the_budget_is_kept(validate, budget):
     counted = []
     changes = {} if validate is None else {"validate": validate}
     counting = task(deep(nn.Sigmoid, 12), steps=20, after_step=lambda model: counted.append(1), **changes)
-    evengrad.repair(counting, seeds=1, budget=budget)
+    evengrad.repair(counting, seeds=1, budget=budget, engine="here")
     assert 60 < len(counted) <= budget
 
 
 def test_a_budget_that_is_too_small_is_refused():
     with pytest.raises(SettingError, match="want at least 75 optimizer steps"):
-        evengrad.repair(task(deep(nn.Sigmoid, 12), steps=20), seeds=1, budget=74)
+        evengrad.repair(task(deep(nn.Sigmoid, 12), steps=20), seeds=1, budget=74, engine="here")
 
 
 def test_schedule_clip_and_after_step_are_part_of_the_training():
@@ -266,7 +268,7 @@ def test_schedule_clip_and_after_step_are_part_of_the_training():
 def test_the_random_state_outside_is_left_alone():
     torch.manual_seed(11)
     state = torch.get_rng_state()
-    evengrad.repair(task(deep(nn.Sigmoid, 12), steps=8), seeds=1)
+    evengrad.repair(task(deep(nn.Sigmoid, 12), steps=8), seeds=1, engine="here")
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -274,27 +276,29 @@ def test_bad_tasks_are_named():
     good = deep(nn.ReLU, 2)
     inputs, labels = data()
     with pytest.raises(BatchError, match=r"Task\.train\(\): got no batch"):
-        evengrad.repair(task(good, train=list))
+        evengrad.repair(task(good, train=list), engine="here")
     with pytest.raises(BatchError, match="pairs"):
-        evengrad.repair(task(good, train=lambda: [inputs]))
+        evengrad.repair(task(good, train=lambda: [inputs]), engine="here")
     with pytest.raises(BatchError, match="NaN or infinite"):
-        evengrad.repair(task(good, train=lambda: [(inputs * float("nan"), labels)]))
+        evengrad.repair(task(good, train=lambda: [(inputs * float("nan"), labels)]), engine="here")
     with pytest.raises(BatchError, match="labels from 7 to 10"):
-        evengrad.repair(task(good, train=lambda: [(inputs, labels + 7)]))
+        evengrad.repair(task(good, train=lambda: [(inputs, labels + 7)]), engine="here")
     with pytest.raises(LossError, match="a tensor of shape"):
-        evengrad.repair(task(good, loss=lambda output, target: output))
+        evengrad.repair(task(good, loss=lambda output, target: output), engine="here")
     with pytest.raises(LossError, match="without a graph"):
-        evengrad.repair(task(good, loss=lambda output, target: functional.cross_entropy(output, target).detach()))
+        evengrad.repair(
+            task(good, loss=lambda output, target: functional.cross_entropy(output, target).detach()), engine="here"
+        )
     with pytest.raises(TaskError, match=r"Task\.model: got ZeroDivisionError"):
-        evengrad.repair(task(lambda: 1 // 0))
+        evengrad.repair(task(lambda: 1 // 0), engine="here")
     with pytest.raises(TaskError, match=r"Task\.optimizer: got NoneType"):
-        evengrad.repair(task(good, optimizer=lambda model: None))
+        evengrad.repair(task(good, optimizer=lambda model: None), engine="here")
     with pytest.raises(OptimizerError, match="none of them of the model"):
-        evengrad.repair(task(good, optimizer=lambda model: torch.optim.SGD(good().parameters())))
+        evengrad.repair(task(good, optimizer=lambda model: torch.optim.SGD(good().parameters())), engine="here")
     with pytest.raises(TaskError, match=r"validate\(model\): got KeyError"):
-        evengrad.repair(task(good, validate=lambda model: {}["accuracy"]))
+        evengrad.repair(task(good, validate=lambda model: {}["accuracy"]), engine="here")
     with pytest.raises(SettingError, match="seeds: got 0"):
-        evengrad.repair(task(good), seeds=0)
+        evengrad.repair(task(good), seeds=0, engine="here")
 
 
 def test_a_batch_that_turns_bad_on_the_way_is_named():
@@ -302,11 +306,13 @@ def test_a_batch_that_turns_bad_on_the_way_is_named():
     bad = inputs.clone()
     bad[5] = float("inf")
     with pytest.raises(BatchError, match="batch input"):
-        evengrad.repair(task(deep(nn.ReLU, 2), train=lambda: [(inputs, labels), (inputs, labels), (bad, labels)]))
+        evengrad.repair(
+            task(deep(nn.ReLU, 2), train=lambda: [(inputs, labels), (inputs, labels), (bad, labels)]), engine="here"
+        )
 
 
 def test_the_task_that_came_is_left_as_it_was():
     sick = task(deep(nn.Sigmoid, 12), steps=8)
     before = copy.copy(sick)
-    evengrad.repair(sick, seeds=1)
+    evengrad.repair(sick, seeds=1, engine="here")
     assert sick == before

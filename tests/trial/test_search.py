@@ -9,11 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 import evengrad
-from evengrad.diagnose import rules
-from evengrad.nouns import BatchError, Cure, Finding, TaskError
-from evengrad.treat import make
-from evengrad.trial import _search
-from evengrad.trial._candidates import candidates
+from evengrad.nouns import BatchError, TaskError
+from evengrad.trial._here import Here
 from evengrad.trial._plan import Plan
 from evengrad.trial._training import run_course
 
@@ -50,19 +47,20 @@ def task(model=None, **changes):
 
 @pytest.fixture
 def plans(monkeypatch):
-    """Record every training that a search asks for, and run it."""
+    """Record every part of a training that a search asks for, and run it."""
     seen = []
+    run = Here.run
 
-    def recorded(plan, tick):
-        seen.append(plan)
-        return run_course(plan, tick)
+    def recorded(engine, wanted, tick):
+        seen.extend(wanted)
+        return run(engine, wanted, tick)
 
-    monkeypatch.setattr(_search, "run_course", recorded)
+    monkeypatch.setattr(Here, "run", recorded)
     return seen
 
 
 def test_confirming_trainings_come_in_pairs_of_one_seed_and_equal_length(plans):
-    result = evengrad.repair(task(), seeds=2)
+    result = evengrad.repair(task(), seeds=2, engine="here")
     confirming = [plan for plan in plans if plan.stage == "confirmation"]
     for label in {plan.label for plan in confirming} - {"untreated"}:
         treated = [(plan.seed, plan.steps) for plan in confirming if plan.label == label]
@@ -74,69 +72,37 @@ def test_confirming_trainings_come_in_pairs_of_one_seed_and_equal_length(plans):
     assert result.verdict.seeds == tuple(plan.seed for plan in confirming if plan.label == result.verdict.label)
 
 
-def test_choosing_uses_one_seed_and_shorter_trainings(plans):
-    evengrad.repair(task(), seeds=1)
-    halving = [plan for plan in plans if plan.stage.startswith("halving")]
-    assert {plan.seed for plan in halving} == {0}
-    assert [plan.steps for plan in halving] == [6] * 6 + [12] * 2
+def test_choosing_uses_seeds_that_nothing_is_confirmed_on(plans):
+    evengrad.repair(task(), seeds=1, engine="here")
+    halving = {plan.seed for plan in plans if plan.stage.startswith("halving")}
+    confirming = {plan.seed for plan in plans if plan.stage == "confirmation"}
+    assert halving <= {0, 1}
+    assert confirming
+    assert not halving & confirming
+
+
+def test_choosing_costs_three_trainings_at_most_and_every_rung_is_longer(plans):
+    result = evengrad.repair(task(steps=200), seeds=1, engine="here")
+    halving = [trial for trial in result.trials if trial.stage.startswith("halving")]
+    assert sum(len(trial.losses) for trial in halving) <= 3 * 200
+    ends = {stage: {plan.end for plan in plans if plan.stage == stage} for stage in ("halving 1", "halving 2")}
+    assert ends["halving 1"] == {13}
+    assert ends["halving 2"] == {50}
 
 
 def test_a_second_finalist_gets_seeds_of_its_own(plans):
-    result = evengrad.repair(task(validate=lambda model: 0.25, steps=8), seeds=2)
+    result = evengrad.repair(task(validate=lambda model: 0.25, steps=8), seeds=2, engine="here")
     assert result.verdict.outcome == "not cured"
     confirming = [plan for plan in plans if plan.stage == "confirmation"]
-    assert [plan.seed for plan in confirming] == [1, 1, 3, 3], "each gives up after its first pair"
+    assert [plan.seed for plan in confirming] == [2, 2, 4, 4], "each gives up after its first pair"
     assert len({plan.label for plan in confirming}) == 3
-
-
-def test_every_proposal_that_fits_is_a_candidate_when_the_batch_could_not_try_it():
-    """A symptom that develops has cures without a counterfactual: all are worth a trial."""
-    fresh = task(deep(nn.ReLU, 4))
-    for rule in rules.ALL:
-        finding = Finding(code=rule.code, symptom="", severity="critical", where=("0",), cures=rule.cures())
-        chosen = {one.label for one in candidates(fresh, (finding,), seed=0, most=20)}
-        fitting = {make(cure.treatment, cure.settings).label for cure in rule.cures()}
-        same = {make("SwapActivation", [("to", "relu")]).label}  # this network has no other activation
-        assert chosen == fitting - same, rule.code
-
-
-def test_pairs_are_tried_only_where_no_single_treatment_removes_the_symptom():
-    def finding(*, removes):
-        cures = tuple(
-            Cure(treatment=name, tried=True, before_decades=6.0, after_decades=2.0 if removes else 5.0, removes=removes)
-            for name in ("Reinitialize", "AddResidual")
-        )
-        return (Finding(code="EG101", symptom="", severity="critical", where=("0",), cures=cures),)
-
-    alone = [one.label for one in candidates(task(), finding(removes=True), seed=0, most=20)]
-    assert alone == ["Reinitialize(scheme='auto')", "AddResidual()"]
-    pairs = [one.label for one in candidates(task(), finding(removes=False), seed=0, most=20)]
-    assert pairs == [*alone, "AddResidual() + Reinitialize(scheme='auto')"]
-
-
-def test_a_cure_that_brings_another_finding_does_not_stop_the_pairs():
-    cures = (
-        Cure(
-            treatment="Reinitialize", tried=True, before_decades=6.0, after_decades=0.0, removes=True, brings=("EG301",)
-        ),
-        Cure(treatment="AddResidual", tried=True, before_decades=6.0, after_decades=5.9),
-    )
-    finding = Finding(code="EG101", symptom="", severity="critical", where=("0",), cures=cures)
-    labels = [one.label for one in candidates(task(), (finding,), seed=0, most=20)]
-    assert any("+" in label for label in labels)
-
-
-def test_a_treatment_that_helps_too_little_is_left_out():
-    cures = (Cure(treatment="AddResidual", tried=True, before_decades=6.0, after_decades=5.9),)
-    finding = Finding(code="EG101", symptom="", severity="critical", where=("0",), cures=cures)
-    assert candidates(task(), (finding,), seed=0, most=20) == []
 
 
 def test_a_candidate_that_breaks_the_users_code_has_failed_and_the_search_goes_on():
     def reads_the_first_layer(model):
         assert model[0].weight.isfinite().all()  # a layer that is wrapped has no weight
 
-    result = evengrad.repair(task(after_step=reads_the_first_layer), seeds=1)
+    result = evengrad.repair(task(after_step=reads_the_first_layer), seeds=1, engine="here")
     failed = {trial.label for trial in result.trials if "has no attribute" in trial.error}
     confirmed = {trial.label for trial in result.trials if trial.stage == "confirmation"} - {"untreated"}
     assert failed
@@ -178,7 +144,7 @@ def test_a_loss_that_raises_on_nan_ends_the_training_and_is_diagnosed():
 )
 def test_user_code_that_raises_in_the_untreated_training_is_one_clear_error(changes, match):
     with pytest.raises(evengrad.EvengradError, match=match):
-        evengrad.repair(task(**changes), seeds=1)
+        evengrad.repair(task(**changes), seeds=1, engine="here")
 
 
 def test_a_schedule_that_waits_for_a_plateau_gets_the_loss():
@@ -209,7 +175,7 @@ def test_inputs_that_are_tuples_or_mappings_are_trained_and_treated(form):
         validate=lambda model: (model(inputs, inputs).argmax(1) == labels).float().mean().item(),
         steps=8,
     )
-    result = evengrad.repair(two, seeds=1)
+    result = evengrad.repair(two, seeds=1, engine="here")
     assert any(cure.tried and cure.removes for cure in result.findings[0].cures)
     assert all(trial.metric is not None for trial in result.trials)
 
@@ -225,12 +191,12 @@ def test_all_random_states_are_seeded_and_left_alone():
 
     drawn = task(train=shuffled, steps=8)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    once = evengrad.repair(drawn, seeds=1)
+    once = evengrad.repair(drawn, seeds=1, engine="here")
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()
     assert random.getstate() == states[2]
     torch.rand(3), np.random.rand(3), random.random()
-    again = evengrad.repair(drawn, seeds=1)
+    again = evengrad.repair(drawn, seeds=1, engine="here")
     assert [trial.losses for trial in once.trials] == [trial.losses for trial in again.trials]
     assert [finding.cures for finding in once.findings] == [finding.cures for finding in again.findings]
 
@@ -244,14 +210,14 @@ def test_batches_that_differ_between_trials_are_refused():
         return [(inputs + len(calls), labels)]
 
     with pytest.raises(TaskError, match="another first batch in two trials of seed 0"):
-        evengrad.repair(task(train=train, steps=1), seeds=1)
+        evengrad.repair(task(train=train, steps=1), seeds=1, engine="here")
 
 
 def test_an_iterator_that_is_used_up_is_named():
     inputs, labels = data()
     once = iter([(inputs, labels)] * 3)
     with pytest.raises(BatchError, match="batches once and none when it was called again"):
-        evengrad.repair(task(train=lambda: once, steps=20), seeds=1)
+        evengrad.repair(task(train=lambda: once, steps=20), seeds=1, engine="here")
 
 
 def test_gradients_that_the_optimizer_does_not_hold_neither_pile_up_nor_count():
@@ -280,7 +246,7 @@ def test_a_model_is_trained_in_training_mode_and_validated_in_evaluation_mode():
 
 
 def test_a_failed_training_without_a_finding_is_not_called_healthy():
-    result = evengrad.repair(task(deep(nn.ReLU, 2), validate=lambda model: float("nan"), steps=8))
+    result = evengrad.repair(task(deep(nn.ReLU, 2), validate=lambda model: float("nan"), steps=8), engine="here")
     assert result.findings == ()
     assert result.verdict.outcome == "not cured"
     assert "validate returned nan" in result.verdict.message
@@ -299,6 +265,6 @@ def test_labels_drawn_at_random_are_never_cured(seed):
         validate=lambda model: (model(other).argmax(1) == truth).float().mean().item(),
         steps=40,
     )
-    result = evengrad.repair(noise, seed=10 * seed)
+    result = evengrad.repair(noise, seed=10 * seed, engine="here")
     assert result.findings, "the gradients do vanish"
     assert result.verdict.outcome != "cured"

@@ -81,7 +81,7 @@ def proposed(findings: Sequence[Finding]) -> list[AbstractTreatment]:
         places: dict[int, int] = {}
         for cure in finding.cures:
             treatment = make(cure.treatment, cure.settings)
-            group = _group(cure, treatment)
+            group = _group(cure)
             if group is None:
                 continue
             place = places[group] = places.get(group, -1) + 1
@@ -92,10 +92,10 @@ def proposed(findings: Sequence[Finding]) -> list[AbstractTreatment]:
     return [treatment for _, treatment in sorted(ranks.values(), key=lambda pair: pair[0])]
 
 
-def _group(cure: Cure, treatment: AbstractTreatment) -> int | None:
+def _group(cure: Cure) -> int | None:
+    """Sort a cure: proven, open, of some help; None for what helped nothing. What does not apply is found out later."""
     if not cure.tried:
-        fits = not treatment.changes_model or not cure.change
-        return 1 if fits else None
+        return 1
     if cure.removes:
         return 1 if cure.brings else 0
     return 2 if (cure.relief_decades or 0.0) >= LEAST_RELIEF_DECADES else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isnan
+from math import isfinite
 from statistics import mean, median
 
 from evengrad.nouns import Finding, Outcome, Trial, Verdict
@@ -32,7 +32,7 @@ def ranked(trials: Sequence[tuple[Trial, int, bool]]) -> list[int]:
     metrics = [trial.metric for trial, _, _ in trials if trial.metric is not None]
     best = max(metrics, default=0.0)
     step = max(EQUAL_FRAC * (best - median(metrics)), LEAST_GAIN_FRAC / 2 * abs(best), 1e-12) if metrics else 1.0
-    losses = [loss_at_end(trial) for trial, _, same in trials if same and trial.metric is not None]
+    losses = [loss for trial, _, same in trials if same and isfinite(loss := loss_at_end(trial))]
     least = min(losses, default=0.0)
     loss_step = max(EQUAL_FRAC * (median(losses) - least), LEAST_GAIN_FRAC / 2 * abs(least), 1e-12) if losses else 1.0
 
@@ -41,17 +41,17 @@ def ranked(trials: Sequence[tuple[Trial, int, bool]]) -> list[int]:
         if trial.metric is None:
             return (True, 0.0, True, 0.0, effort, index)
         behind = round((best - trial.metric) / step)
-        loss_behind = round((loss_at_end(trial) - least) / loss_step) if same else 0
+        loss = loss_at_end(trial)
+        loss_behind = round((loss - least) / loss_step) if same and isfinite(loss) else 0
         return (False, behind, bool(trial.findings), loss_behind, effort, index)
 
     return sorted(range(len(trials)), key=key)
 
 
 def loss_at_end(trial: Trial) -> float:
-    """Average the last tenth of the losses; infinite where there is none."""
+    """Average the last tenth of the losses; not finite where there is none."""
     tail = trial.losses[-max(1, round(TAIL_FRAC * len(trial.losses))) :]
-    value = mean(tail) if tail else float("inf")
-    return float("inf") if isnan(value) else value
+    return mean(tail) if tail else float("nan")
 
 
 def largest_symptom(trial: Trial, codes: frozenset[str]) -> float:
@@ -71,7 +71,7 @@ def judge(
     The metric has improved if on every seed the treated training beats both the untreated one and the untrained model,
     the smallest of these gains is larger than what the seed alone changes in the treated metric (its range over
     seeds) and than 1 % of the metric, and the bootstrap interval of the mean gain lies above zero. The pathology has
-    improved if on every seed the treated training has no finding at all and no symptom found before is larger. *Cured*
+    improved if on every seed the treated training has no finding at all and the symptoms found before are smaller, where they have a size. *Cured*
     needs both, a finding before and at least two seeds; *improved* the metric.
 
     Args:
@@ -84,7 +84,7 @@ def judge(
     symptoms_before = tuple(largest_symptom(trial, codes) for trial in before)
     symptoms_after = tuple(largest_symptom(trial, codes) for trial in after)
     healthy = [
-        not trial.findings and size_after <= size_before
+        not trial.findings and (size_after < size_before or size_before == 0.0)
         for trial, size_before, size_after in zip(after, symptoms_before, symptoms_after, strict=True)
     ]
     gains = [gain for gain in _gains(before, after, untrained) if gain is not None]

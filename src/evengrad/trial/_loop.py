@@ -48,6 +48,7 @@ class Loop:
         self._scale = LossScale(task.loss_scale)
         self._keep = keep
         self._look_again = False
+        self._overflowed = False
         self.losses: list[float] = []
         self._schedule: Any = None
         if (schedule := task.schedule) is not None:
@@ -99,8 +100,6 @@ class Loop:
             except Exception as err:
                 return self._broken(batch, reading.step, err)
         self.losses.append(value)
-        if reading.weights:
-            self._weights.before()
         reading, skipped = self._clipped(replace(reading, loss=value))
         try:
             if isfinite(value) and not skipped:
@@ -111,7 +110,8 @@ class Loop:
             self._keep(replace(reading, weights=self._read_weights()) if reading.weights else reading)
         if not isfinite(value):
             return f"the loss is {value} at step {reading.step}"
-        self._after(what, value)
+        if not self._overflowed:  # as a loop with GradScaler does it: no step, no step of the schedule
+            self._after(what, value)
         return ""
 
     def _backward(self, batch: Batch, count: int) -> float:
@@ -124,12 +124,14 @@ class Loop:
     def _clipped(self, reading: Reading) -> tuple[Reading, bool]:
         """Unscale and clip the gradients; tell whether the step is to be skipped."""
         self._scale.unscale_(self._parameters)
+        if reading.weights:
+            self._weights.before()
         norms = self._norms.squared().sqrt().cpu().numpy()
         total = float(np.linalg.norm(norms.astype(np.float64)))
-        overflowed = self._scale.on and not isfinite(total)
+        self._overflowed = self._scale.on and not isfinite(total)
         self._scale.after(finite=isfinite(total))
-        scale, skipped = (1.0, True) if overflowed else self._clipping.clip_(norms, float(reading.loss or 0.0))
-        if overflowed and reading.layers:  # the scale comes down: what the layers look like shows after that
+        scale, skipped = (1.0, True) if self._overflowed else self._clipping.clip_(norms, float(reading.loss or 0.0))
+        if self._overflowed and reading.layers:  # the scale comes down: what the layers look like shows after that
             self._look_again = True
             reading = Reading(step=reading.step, loss=reading.loss)
         reading = replace(

@@ -5,6 +5,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._chains import before, chains
 from evengrad.diagnose._profile import Stop, decades_between, weighted_layers
+from evengrad.diagnose._proposals import NORMS_AND_SHORTCUTS, cure
 from evengrad.diagnose.rules._exploding_with_depth import FEWEST_LAYERS, THRESHOLD_DECADES, forward_growth
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
@@ -68,11 +69,7 @@ class ActivationDrift(AbstractRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose weights, normalisation, a bounded non-linearity."""
-        return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="AddNormalization"),
-            Cure(treatment="SwapActivation", settings=(("to", "tanh"),)),
-        )
+        return (cure("Reinitialize"), cure("SwapActivation", to="tanh"), *NORMS_AND_SHORTCUTS)
 
 
 def _told_by_eg102(reading: Reading) -> bool:

@@ -5,6 +5,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._ends import CROSS_ENTROPIES, form_of
 from evengrad.diagnose._places import last_layers
+from evengrad.diagnose._proposals import FREE_OUTPUT
 from evengrad.nouns import Cure, Ends, Evidence, Reading, Record
 
 # A softmax looks at differences only, so a non-linearity that is bounded on one side alone (softplus, elu, gelu) can
@@ -85,8 +86,8 @@ class ActivationOnLogits(AbstractRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: the code has to change."""
-        return ()
+        """Propose to take the activation off the output."""
+        return FREE_OUTPUT
 
 
 def _named(form: str, below: tuple[str, ...]) -> str | None:

@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._profile import decades_between
+from evengrad.diagnose._proposals import CLIPPING, SMALLER_STEPS, cure
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # exp(-88) is below the smallest normal number of float32 and bfloat16: next to a score that is 88 higher, nothing of a
@@ -79,10 +80,7 @@ class AttentionLogitsLarge(AbstractRunRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose smaller steps; the normalisation of queries and keys is a change of the code."""
-        return (
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
-            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
-        )
+        return (cure("WarmUp"), *SMALLER_STEPS[:1], *CLIPPING)
 
 
 def _scores(reading: Reading) -> dict[str, float]:

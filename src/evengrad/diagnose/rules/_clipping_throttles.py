@@ -7,6 +7,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._movement import is_of_adams_kind, sampled, typical_ratio
+from evengrad.diagnose._proposals import cure
 from evengrad.diagnose._trend import trend_of
 from evengrad.nouns import Cure, Evidence, Reading, Record, Setup
 
@@ -91,11 +92,17 @@ class ClippingThrottles(AbstractRunRule):
             ),
             when=(clipping.acting[0].step, clipping.acting[-1].step),
             cause=clipping.cause,
+            cures=(cure("ClipGradients", max_norm=_typical(steps)),),
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: the cure is another threshold."""
-        return ()
+        """Propose another threshold; `judge` knows which."""
+        return (cure("ClipGradients", max_norm=1.0),)
+
+
+def _typical(steps: list[Reading]) -> float:
+    """Take the median norm, in two digits: half of all gradients pass, and the others lose less than half a step."""
+    return float(f"{median(one.total_norm or 0.0 for one in steps):.2g}") or 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._profile import finite_readings
+from evengrad.diagnose._proposals import FRESH_WEIGHTS
 from evengrad.diagnose.rules._dead_units import MOST_DECADES
 from evengrad.nouns import Cure, Evidence, ParameterReading, Reading, Record
 
@@ -65,7 +66,7 @@ class CollapsedUnits(AbstractRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose random weights."""
-        return (Cure(treatment="Reinitialize"), Cure(treatment="Reinitialize", settings=(("data_driven", True),)))
+        return FRESH_WEIGHTS
 
 
 def _is_finite(reading: Reading) -> bool:

@@ -4,6 +4,7 @@ from math import log10
 from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
+from evengrad.diagnose._proposals import NORMS_AND_SHORTCUTS, SMALLER_STEPS, cure
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
 # A layer with a share d of dead units passes sqrt(1 - d) of a gradient norm: at 0.9 half a decade is lost in that one
@@ -90,11 +91,12 @@ class DeadUnits(AbstractRule):
     def cures(self) -> tuple[Cure, ...]:
         """Propose weights, a leaky rectifier, normalisation, smaller steps."""
         return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="SwapActivation", settings=(("to", "leaky_relu"),)),
-            Cure(treatment="SwapActivation", settings=(("to", "elu"),)),
-            Cure(treatment="AddNormalization"),
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
+            cure("Reinitialize"),
+            cure("SwapActivation", to="leaky_relu"),
+            cure("SwapActivation", to="elu"),
+            cure("SwapActivation", to="tanh"),
+            *NORMS_AND_SHORTCUTS,
+            *SMALLER_STEPS[:1],
         )
 
 

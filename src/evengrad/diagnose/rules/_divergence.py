@@ -7,6 +7,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._ends import CROSS_ENTROPIES, form_of, sampled
 from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._proposals import ANOTHER_OPTIMIZER, CLIPPING, SMALLER_STEPS, cure
 from evengrad.diagnose._streams import of_all
 from evengrad.diagnose._trend import SIGNIFICANT_SIGMAS, Trend, losses_of, trend_of
 from evengrad.nouns import Cure, Evidence, Record
@@ -80,10 +81,7 @@ class Divergence(AbstractRunRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose shorter steps."""
-        return (
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
-            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
-        )
+        return (*SMALLER_STEPS, *CLIPPING, cure("SetOptimizer", momentum=0.9), *ANOTHER_OPTIMIZER)
 
 
 Told = Sequence[tuple[int, float]]

@@ -7,6 +7,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._movement import is_of_adams_kind, thinned
 from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._proposals import cure
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # The step of an element is lr * g / (g + eps): with g a tenth of eps it is an eleventh of the learning rate.
@@ -81,8 +82,8 @@ class EpsilonDrowns(AbstractRunRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: the cure is another epsilon, or what made the gradients small."""
-        return ()
+        """Propose torch's default."""
+        return (cure("SetOptimizer", eps=1e-8),)
 
 
 def _sizes(reading: Reading, numels: tuple[int, ...]) -> list[float]:

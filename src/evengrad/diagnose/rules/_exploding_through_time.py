@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._profile import WIDEST_DECADES, without_call
+from evengrad.diagnose._proposals import CLIPPING, SMALLER_STEPS, cure
 from evengrad.diagnose._through_time import CELLS, MODULES, TimeProfile, growth_of, time_profiles
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
@@ -71,12 +72,13 @@ class ExplodingThroughTime(AbstractRule):
         return _told(growth, what, one, tuple(other.name for _, _, other in speaking))
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose recurrent weights at the edge of stability, then bounded steps."""
+        """Propose weights at the edge first, then bounded gradients, smaller steps and gates."""
         return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
-            Cure(treatment="SwapActivation", settings=(("to", "tanh"),)),
+            cure("Reinitialize"),
+            *CLIPPING,
+            *SMALLER_STEPS[:1],
+            cure("SwapActivation", to="tanh"),
+            cure("UseGatedCell", kind="gru"),
         )
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._chains import Chain, chains, worst
 from evengrad.diagnose._profile import Stop, decades_between, finite_readings, stops, weighted_layers
+from evengrad.diagnose._proposals import CLIPPING, FRESH_WEIGHTS, NORMS_AND_SHORTCUTS, SMALLER_STEPS, cure
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # As for EG101 and on the same measurement: networks that grow by 3 decades or more over their depth do not train at the
@@ -59,14 +60,14 @@ class ExplodingWithDepth(AbstractRule):
         return worst(map(_judged, chains(reading.layers)))
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose weights, then normalisation."""
+        """Propose weights first, then functions, then norms, then what only bounds the steps."""
         return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="Reinitialize", settings=(("data_driven", True),)),
-            Cure(treatment="AddNormalization"),
-            Cure(treatment="SwapActivation", settings=(("to", "tanh"),)),
-            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
+            *FRESH_WEIGHTS,
+            cure("SwapActivation", to="tanh"),
+            cure("SwapActivation", to="selu"),
+            *NORMS_AND_SHORTCUTS,
+            *CLIPPING,
+            *SMALLER_STEPS[:1],
         )
 
 

@@ -5,6 +5,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._initial import layers_as_torch_draws_them, looks_untrained
 from evengrad.diagnose._profile import WIDEST_DECADES, without_call
+from evengrad.diagnose._proposals import EVERYTHING_TRAINED
 from evengrad.nouns import Cure, Evidence, Record, Setup
 
 # One layer may agree with its initial norm by chance: with 64 units the band is a tenth of the norm to each side. Two
@@ -73,8 +74,8 @@ class FrozenByMistake(AbstractRunRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing that a treatment can do: the code has to change."""
-        return ()
+        """Propose to train what is frozen."""
+        return EVERYTHING_TRAINED
 
 
 def _by_their_elements(setup: Setup) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._norms import largest_parameters, log_norms, spread_of
+from evengrad.diagnose._proposals import CLIPPING, SMALLER_STEPS, cure
 from evengrad.diagnose._trend import OF_A_MEDIAN, trend_of
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
@@ -74,11 +75,7 @@ class GradientNormDrift(AbstractRunRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose smaller steps, then normalisation."""
-        return (
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
-            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
-            Cure(treatment="AddNormalization"),
-        )
+        return (*SMALLER_STEPS[:1], *CLIPPING, cure("ConstrainWeights"), cure("AddNormalization"))
 
 
 def _goes_on(sizes: Sequence[float]) -> bool:

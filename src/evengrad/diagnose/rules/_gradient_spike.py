@@ -8,6 +8,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._norms import largest_parameters, log_norms, spread_of
+from evengrad.diagnose._proposals import CLIPPING, SMALLER_STEPS, cure
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # Ten times the usual norm, and beyond what the usual scatter (in decades, where heavy tails are light) does by chance.
@@ -77,10 +78,7 @@ class GradientSpike(AbstractRunRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose bounded steps, then smaller ones."""
-        return (
-            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
-        )
+        return (*CLIPPING, *SMALLER_STEPS[:1], cure("WarmUp"))
 
 
 def _spikes(norms: Sequence[tuple[int, float]], readings: Sequence[Reading]) -> list[_Spike]:

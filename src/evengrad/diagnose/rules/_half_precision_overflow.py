@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._proposals import FULL_PRECISION, SMALLER_STEPS, cure
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
 NARROW = "float16"
@@ -74,11 +75,7 @@ class HalfPrecisionOverflow(AbstractRunRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose what keeps activations small."""
-        return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="AddNormalization"),
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
-        )
+        return (*FULL_PRECISION, cure("Reinitialize"), cure("AddNormalization"), *SMALLER_STEPS[:1])
 
 
 def in_half_precision(record: Record, reading: Reading) -> bool:

@@ -6,6 +6,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._half import ran_in_float16
 from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._proposals import FULL_PRECISION, cure
 from evengrad.diagnose.rules._dead_units import lost_decades
 from evengrad.diagnose.rules._signal_cut import cleared, is_dead
 from evengrad.nouns import Cure, Evidence, ParameterReading, Reading, Record
@@ -88,8 +89,8 @@ class HalfPrecisionUnderflow(AbstractRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing that a treatment can do: the loss has to be scaled, or the dtype to be wider."""
-        return ()
+        """Propose a scale for the loss, then float32."""
+        return (cure("ScaleLoss"), *FULL_PRECISION)
 
 
 def _all_gone(reading: Reading, record: Record) -> bool:

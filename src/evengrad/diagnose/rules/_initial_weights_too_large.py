@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._gains import Gain, depth_of, gains, is_normalised, untrained
+from evengrad.diagnose._proposals import FRESH_WEIGHTS, NORMS_AND_SHORTCUTS
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # Of the networks of docs/decisions/0005 whose signal grew by two decades over their depth none reached 85 %.
@@ -66,11 +67,7 @@ class InitialWeightsTooLarge(AbstractRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose weights, then normalisation."""
-        return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="Reinitialize", settings=(("data_driven", True),)),
-            Cure(treatment="AddNormalization"),
-        )
+        return (*FRESH_WEIGHTS, *NORMS_AND_SHORTCUTS)
 
 
 def _saturated(path: tuple[Gain, ...]) -> list[Gain]:

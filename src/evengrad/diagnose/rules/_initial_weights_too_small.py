@@ -6,6 +6,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._gains import Depth, Gain, depth_of, gains, is_normalised, untrained
 from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._proposals import FRESH_WEIGHTS, NORMS_AND_SHORTCUTS
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # Of the networks of docs/decisions/0005 whose gradient fell by two decades or more over their depth one in twenty
@@ -72,11 +73,7 @@ class InitialWeightsTooSmall(AbstractRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose weights, then normalisation."""
-        return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="Reinitialize", settings=(("data_driven", True),)),
-            Cure(treatment="AddNormalization"),
-        )
+        return (*FRESH_WEIGHTS, *NORMS_AND_SHORTCUTS)
 
 
 def _shown(depth: Depth) -> float:

@@ -7,6 +7,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._ends import is_whole, rms_of, sampled, typical
 from evengrad.diagnose._places import first_weighted
+from evengrad.diagnose._proposals import cure
 from evengrad.nouns import Cure, Evidence, Reading, Record, TensorReading
 
 # The curvature of the first layer's weights grows with the mean square of its input, and with it shrinks the step that
@@ -85,8 +86,8 @@ class InputNotNormalised(AbstractRunRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: the data has to change."""
-        return ()
+        """Propose to normalise inside the model."""
+        return (cure("NormalizeInput"),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

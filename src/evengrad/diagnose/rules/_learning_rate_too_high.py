@@ -10,6 +10,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._movement import sampled, typical_ratio
 from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._proposals import ANOTHER_OPTIMIZER, CLIPPING, SMALLER_STEPS, cure
 from evengrad.diagnose._trend import Trend, losses_of, trend_of
 from evengrad.diagnose._wording import figures
 from evengrad.nouns import Cure, Evidence, Reading, Record
@@ -98,12 +99,8 @@ class LearningRateTooHigh(AbstractRunRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose smaller steps, then clipping."""
-        return (
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.01),)),
-            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
-        )
+        """Propose smaller steps, clipping, then an optimizer whose steps have a size."""
+        return (*SMALLER_STEPS, cure("ScaleLearningRate", factor=0.001), *CLIPPING, *ANOTHER_OPTIMIZER)
 
 
 def _decades(ratio: float) -> float:

@@ -19,6 +19,7 @@ from evengrad.diagnose._movement import (
     typical_ratio,
     way_of,
 )
+from evengrad.diagnose._proposals import ANOTHER_OPTIMIZER, LARGER_STEPS
 from evengrad.diagnose._trend import Trend, trend_of
 from evengrad.diagnose._wording import figures
 from evengrad.nouns import Cure, Evidence, Reading, Record
@@ -121,11 +122,8 @@ class LearningRateTooLow(AbstractRunRule):
         return _straight(way, trend, readings)
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose larger steps."""
-        return (
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 10.0),)),
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 100.0),)),
-        )
+        """Propose larger steps, then an optimizer whose steps have a size."""
+        return (*LARGER_STEPS, *ANOTHER_OPTIMIZER)
 
 
 def _wasted(trend: Trend, record: Record, readings: Sequence[Reading]) -> Sign | None:

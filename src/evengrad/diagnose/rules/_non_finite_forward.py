@@ -6,6 +6,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._onset import broken_by, came_out_of_nothing, no_epsilon
 from evengrad.diagnose._profile import WIDEST_DECADES, without_call
+from evengrad.diagnose._proposals import CLIPPING, NORMS_AND_SHORTCUTS, SMALLER_STEPS, cure
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
 
@@ -68,11 +69,12 @@ class NonFiniteForward(AbstractRule):
     def cures(self) -> tuple[Cure, ...]:
         """Propose what keeps activations bounded, then smaller steps."""
         return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="AddNormalization"),
-            Cure(treatment="SwapActivation", settings=(("to", "tanh"),)),
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
-            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
+            cure("Reinitialize"),
+            cure("SwapActivation", to="tanh"),
+            cure("SwapActivation", to="selu"),
+            *NORMS_AND_SHORTCUTS,
+            *SMALLER_STEPS[:1],
+            *CLIPPING,
         )
 
 

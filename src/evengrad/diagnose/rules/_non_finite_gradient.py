@@ -7,6 +7,7 @@ from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._loss_graph import risks
 from evengrad.diagnose._onset import broken_by, came_out_of_nothing, of_the_last_graph, said_before
 from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._proposals import CLIPPING, SMALLER_STEPS, cure
 from evengrad.nouns import Cure, Evidence, ParameterReading, Reading, Record
 
 
@@ -74,12 +75,7 @@ class NonFiniteGradient(AbstractRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose smaller steps and bounded signals."""
-        return (
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
-            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="AddNormalization"),
-        )
+        return (*SMALLER_STEPS, *CLIPPING, cure("Reinitialize"), cure("AddNormalization"))
 
 
 def _largest(weights: tuple[ParameterReading, ...], bad: frozenset[str]) -> tuple[Evidence, ...]:

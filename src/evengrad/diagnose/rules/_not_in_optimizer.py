@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._profile import WIDEST_DECADES
+from evengrad.diagnose._proposals import EVERYTHING_TRAINED
 from evengrad.diagnose._trend import trend_of
 from evengrad.nouns import Cure, Evidence, Record, Setup, Severity, shortened
 
@@ -73,8 +74,8 @@ class NotInOptimizer(AbstractRunRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing that a treatment can do: the code has to change."""
-        return ()
+        """Propose to train what the optimizer leaves out."""
+        return EVERYTHING_TRAINED
 
 
 def _untrained(record: Record, setup: Setup) -> tuple[str, ...]:

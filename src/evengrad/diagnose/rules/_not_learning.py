@@ -7,6 +7,7 @@ from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._constant import Level
 from evengrad.diagnose._level import at_constant, came_down, falls, has_ended, is_young, never_moved, stuck_at_constant
 from evengrad.diagnose._movement import sampled, way_of
+from evengrad.diagnose._proposals import ANOTHER_OPTIMIZER, LARGER_STEPS, SMALLER_STEPS, cure
 from evengrad.diagnose._streams import of_all
 from evengrad.diagnose._trend import Trend, trend_of
 from evengrad.diagnose._wording import figures
@@ -75,8 +76,16 @@ class NotLearning(AbstractRunRule):
         return replace(sign, severity=severity, cause=sign.cause or _short_way(record))
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: this is what other faults lead to."""
-        return ()
+        """Propose other steps, then another optimizer, then functions that pass more."""
+        return (
+            *LARGER_STEPS[:1],
+            *ANOTHER_OPTIMIZER,
+            *SMALLER_STEPS[:1],
+            *LARGER_STEPS[1:],
+            cure("AddActivation", kind="relu"),
+            cure("SwapActivation", to="tanh"),
+            cure("AddNormalization"),
+        )
 
 
 def _judged(trend: Trend, record: Record, *, ended: bool) -> Sign | None:

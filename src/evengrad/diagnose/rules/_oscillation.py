@@ -4,6 +4,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._level import falls, is_young
+from evengrad.diagnose._proposals import ANOTHER_OPTIMIZER, CLIPPING, SMALLER_STEPS, cure
 from evengrad.diagnose._streams import of_all
 from evengrad.diagnose._trend import Trend, losses_of, trend_of
 from evengrad.diagnose._wording import figures
@@ -85,10 +86,7 @@ class Oscillation(AbstractRunRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose shorter steps."""
-        return (
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
-            Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),)),
-        )
+        return (*SMALLER_STEPS, *CLIPPING, cure("SetOptimizer", momentum=0.9), *ANOTHER_OPTIMIZER)
 
 
 def _around_constant(trend: Trend) -> bool:

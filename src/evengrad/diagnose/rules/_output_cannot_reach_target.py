@@ -6,6 +6,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._ends import CROSS_ENTROPIES, DISTANCES, Form, form_of, is_whole, samples_of
 from evengrad.diagnose._places import last_layers, last_weighted
+from evengrad.diagnose._proposals import FREE_OUTPUT, cure
 from evengrad.nouns import Cure, Ends, Evidence, Reading, Record, TensorReading
 
 RANGES = {
@@ -66,8 +67,8 @@ class OutputCannotReachTarget(AbstractRule):
         return Sign(decades=0.0)
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: the code has to change."""
-        return ()
+        """Propose to take the activation off the output, then a target that it reaches."""
+        return (*FREE_OUTPUT, cure("NormalizeTarget"))
 
 
 def range_of(form: Form) -> tuple[str, float, float] | None:

@@ -7,6 +7,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._ends import form_of, is_whole, sampled
 from evengrad.diagnose._places import last_layers
+from evengrad.diagnose._proposals import FREE_OUTPUT, cure
 from evengrad.diagnose.rules._output_cannot_reach_target import mean_error, range_of
 from evengrad.nouns import Cure, Evidence, Record, TensorReading
 
@@ -79,8 +80,8 @@ class OutputRangeTooNarrow(AbstractRunRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: the code has to change."""
-        return ()
+        """Propose to take the activation off the output, then a target that it reaches."""
+        return (*FREE_OUTPUT, cure("NormalizeTarget"))
 
 
 def _beyond(target: TensorReading, low: float, high: float) -> float:

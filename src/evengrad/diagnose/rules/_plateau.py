@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._level import came_down, is_young, stuck_at_constant
+from evengrad.diagnose._proposals import ANOTHER_OPTIMIZER, LARGER_STEPS, SMALLER_STEPS, cure
 from evengrad.diagnose._streams import of_all
 from evengrad.diagnose._trend import Trend, losses_of, trend_of
 from evengrad.diagnose._wording import figures
@@ -70,8 +71,16 @@ class Plateau(AbstractRunRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: this is what other faults lead to."""
-        return ()
+        """Propose other steps, then another optimizer, then functions that pass more."""
+        return (
+            *LARGER_STEPS[:1],
+            *ANOTHER_OPTIMIZER,
+            *SMALLER_STEPS[:1],
+            *LARGER_STEPS[1:],
+            cure("AddActivation", kind="relu"),
+            cure("SwapActivation", to="tanh"),
+            cure("AddNormalization"),
+        )
 
 
 def _since(trend: Trend, record: Record) -> int:

@@ -4,6 +4,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._profile import without_call
+from evengrad.diagnose._proposals import SMALLER_STEPS, cure
 from evengrad.diagnose.rules._dead_units import lost_decades, reaches
 from evengrad.nouns import Cure, Evidence, LayerReading, Reading, Record
 
@@ -76,10 +77,11 @@ class SaturatedUnits(AbstractRule):
     def cures(self) -> tuple[Cure, ...]:
         """Propose weights, normalisation, another activation, smaller steps."""
         return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="AddNormalization"),
-            Cure(treatment="SwapActivation", settings=(("to", "relu"),)),
-            Cure(treatment="ScaleLearningRate", settings=(("factor", 0.1),)),
+            cure("Reinitialize"),
+            cure("NormalizeInput"),
+            *SMALLER_STEPS,
+            cure("SwapActivation", to="relu"),
+            cure("AddNormalization"),
         )
 
 

@@ -9,6 +9,7 @@ from evengrad.diagnose._half import ran_in_float16
 from evengrad.diagnose._initial import layers_as_torch_draws_them, looks_untrained
 from evengrad.diagnose._places import last_layers
 from evengrad.diagnose._profile import WIDEST_DECADES, without_call
+from evengrad.diagnose._proposals import EVERYTHING_TRAINED
 from evengrad.diagnose._trend import trend_of
 from evengrad.diagnose.rules._dead_units import RECTIFIERS
 from evengrad.nouns import Cure, Evidence, Reading, Record
@@ -73,8 +74,8 @@ class SignalCut(AbstractRunRule):
         return _told_of_a_front(front, behind, sampled, measured)
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing that a treatment can do: the code has to change."""
-        return ()
+        """Propose to train everything: what cuts the signal in the code is not reached."""
+        return EVERYTHING_TRAINED
 
 
 def _all_zero(measured: Sequence[Reading], sampled: Sequence[Reading], record: Record) -> Sign | None:

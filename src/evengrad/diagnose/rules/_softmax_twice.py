@@ -6,6 +6,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._ends import CROSS_ENTROPIES, Form, form_of
 from evengrad.diagnose._places import last_layers
+from evengrad.diagnose._proposals import FREE_OUTPUT
 from evengrad.nouns import Cure, Ends, Evidence, Reading, Record
 
 
@@ -64,8 +65,8 @@ class SoftmaxTwice(AbstractRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: the code has to change."""
-        return ()
+        """Propose to take the activation off the output."""
+        return FREE_OUTPUT
 
 
 def _twice(form: Form) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._ends import DISTANCES, form_of, is_whole, rms_of, sampled, typical
+from evengrad.diagnose._proposals import CLIPPING, SMALLER_STEPS, cure
 from evengrad.nouns import Cure, Evidence, Record
 
 # An output that has to grow by ten makes the gradient of the layers before it grow by ten and their curvature by a
@@ -92,8 +93,8 @@ class TargetNotNormalised(AbstractRunRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: the data has to change."""
-        return ()
+        """Propose to let the network learn a normalised target."""
+        return (cure("NormalizeTarget"), *SMALLER_STEPS, *CLIPPING)
 
 
 def _how(size: float, spread: float, first: float) -> tuple[float, str] | None:

@@ -4,6 +4,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._profile import decades_between, finite_readings
+from evengrad.diagnose._proposals import cure
 from evengrad.diagnose._through_time import TimeProfile, drop_of, falls_towards_the_start, time_profiles
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
@@ -84,10 +85,11 @@ class VanishingThroughTime(AbstractRule):
         )
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose recurrent weights at the edge of stability, with and without a rectifier."""
+        """Propose weights that keep the signal first, then functions, then gates."""
         return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="SwapActivation", settings=(("to", "relu"),)),
+            cure("Reinitialize"),
+            cure("SwapActivation", to="relu"),
+            cure("UseGatedCell", kind="gru"),
         )
 
 

@@ -17,6 +17,7 @@ from evengrad.diagnose._profile import (
     stops,
     weighted_layers,
 )
+from evengrad.diagnose._proposals import FRESH_WEIGHTS, NORMS_AND_SHORTCUTS, cure
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
 # Measured by benchmarks/thresholds.py: deep sigmoid, tanh and ReLU networks on digits with a drop of 3 decades or more
@@ -72,14 +73,13 @@ class VanishingWithDepth(AbstractRule):
         return worst(_judged(chain, best) for chain in chains(reading.layers))
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose weights, activation, normalisation, shortcuts."""
+        """Propose a smaller change of the weights first, then of the functions, then of the structure."""
         return (
-            Cure(treatment="Reinitialize"),
-            Cure(treatment="Reinitialize", settings=(("data_driven", True),)),
-            Cure(treatment="SwapActivation", settings=(("to", "relu"),)),
-            Cure(treatment="SwapActivation", settings=(("to", "tanh"),)),
-            Cure(treatment="AddNormalization"),
-            Cure(treatment="AddResidual"),
+            *FRESH_WEIGHTS,
+            cure("SwapActivation", to="relu"),
+            cure("SwapActivation", to="tanh"),
+            cure("SwapActivation", to="selu"),
+            *NORMS_AND_SHORTCUTS,
         )
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._movement import SMALLEST_GAIN, gain_of, is_of_adams_kind, sampled, thinned
+from evengrad.diagnose._proposals import cure
 from evengrad.diagnose._trend import Trend, trend_of
 from evengrad.nouns import Cure, Evidence, Reading, Record
 
@@ -84,8 +85,8 @@ class WeightDecayCollapse(AbstractRunRule):
         return Sign(decades=max(shrunk, 0.0))
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: the cure is a smaller weight decay."""
-        return ()
+        """Propose less decay, then none."""
+        return (cure("SetOptimizer", weight_decay=1e-4), cure("SetOptimizer", weight_decay=0.0))
 
 
 def _sizes(readings: Sequence[Reading]) -> list[tuple[int, float]]:

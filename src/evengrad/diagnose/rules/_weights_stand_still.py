@@ -7,6 +7,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._level import has_ended
 from evengrad.diagnose._movement import HALVES, resolution_of, sampled
+from evengrad.diagnose._proposals import EVERYTHING_TRAINED, cure
 from evengrad.diagnose._trend import Trend, trend_of
 from evengrad.diagnose.rules._learning_rate_too_low import MOST_FALLEN, MOST_FALLEN_SO_FAR, is_lost_in_rounding
 from evengrad.nouns import Cure, Evidence, Reading, Record
@@ -72,8 +73,8 @@ class WeightsStandStill(AbstractRunRule):
         return _told(still, median(frac for _, frac in known))
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose nothing: the cure is another dtype of the weights."""
-        return ()
+        """Propose to train everything, and weights that hold small steps."""
+        return (*EVERYTHING_TRAINED, cure("KeepInFloat32", parts="all"))
 
 
 def _is_young(trend: Trend | None, readings: Sequence[Reading]) -> bool:
