@@ -90,7 +90,7 @@ def test_the_patch_turns_a_fresh_model_into_the_treated_one(vanished):
     result, _ = vanished
     torch.manual_seed(1)
     space = {"torch": torch, "nn": nn, "model": deep(nn.Sigmoid, 12)()}
-    exec(result.patch, space)
+    exec(result.code, space)
     torch.manual_seed(1)
     wanted = result.task.model()
     assert [type(m).__name__ for m in space["model"].modules()] == [type(m).__name__ for m in wanted.modules()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, final
+from typing import Annotated, Literal, final
 
 import tyro
 
@@ -74,12 +74,24 @@ class Repair:
     """Also write the report as an HTML page."""
     log: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Keep run logs and the story here, for `evengrad report`."""
+    patch: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write the cure as a unified diff of the task's source, or as code to paste where there is no such diff."""
     budget: int | None = None
-    """The most optimizer steps, all trials together; by default what the search takes, 9.5 to 15.5 trainings."""
+    """The most optimizer steps, all trials together; by default what the search takes, 5 to 16 trainings."""
     seeds: int = 3
     """How many seeds confirm the winner; one is never enough for the verdict cured."""
     seed: int = 0
     """Seed of the search."""
+    engine: Literal["auto", "local", "here", "ray"] = "auto"
+    """Where trials run: local, in processes of their own; here, in this one; ray, on a cluster; auto, local if it can."""
+    address: str | None = None
+    """Of the Ray cluster; by default one that is running, else one of this machine."""
+    workers: int | None = None
+    """Processes of engine local; by default one for each processor."""
+    memory_gib: float | None = None
+    """Memory that each of them may have; by default its share of the machine's."""
+    time_s: float | None = None
+    """Seconds that one training may take; by default twenty times what the untreated one takes, and a minute."""
     json: Quiet = False
 
     def run(self) -> int:
@@ -93,12 +105,26 @@ class Repair:
         task = load_task(self.task)
         task = replace(task, name=self.task) if task.name == "task" else task
         with Progress(quiet=self.json) as progress:
-            result = repair(task, budget=self.budget, seeds=self.seeds, seed=self.seed, log=self.log, progress=progress)
+            result = repair(
+                task,
+                budget=self.budget,
+                seeds=self.seeds,
+                seed=self.seed,
+                engine=self.engine,
+                address=self.address,
+                workers=self.workers,
+                memory_bytes=None if self.memory_gib is None else round(self.memory_gib * 2**30),
+                time_s=self.time_s,
+                log=self.log,
+                progress=progress,
+            )
         try:
             say(result.story if self.json else str(result), as_json=self.json)
         finally:
             if self.output is not None:
                 result.report(self.output)
+            if self.patch is not None and result.patch:
+                self.patch.write_text(result.patch, encoding="utf-8", newline="")
         if result.interrupted:
             raise KeyboardInterrupt
         return OK if result.verdict.outcome == "was not sick" else FINDINGS

@@ -58,6 +58,7 @@ class Story:
         trials: Every trial that was run.
         verdict: None when nothing was tried.
         code: The cure as code to paste.
+        patch: The cure as a unified diff of the user's source; empty where there is none.
         changes: The cure in words.
         facts: Name and value of whatever describes the run: seed, versions, dates, durations.
         notes: What the reader must know about gaps: an incomplete log, an interruption.
@@ -72,6 +73,7 @@ class Story:
     trials: tuple[Trial, ...] = ()
     verdict: Verdict | None = None
     code: str = ""
+    patch: str = ""
     changes: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()

@@ -164,6 +164,7 @@ def _words(story: Story) -> dict[str, Any]:
         "changes": [_clean.sentence(change) for change in story.changes[:_MOST_LINES]],
         "facts": [(_clean.name(fact), _clean.sentence(value)) for fact, value in story.facts[:_MOST_LINES]],
         "code": _clean.code(story.code),
+        "patch": _clean.code(story.patch),
     }
 
 

@@ -68,6 +68,7 @@ class Proof:
     outcome: str
     label: str
     message: str
+    gain: str
     seeds: tuple[SeedRow, ...]
     mean: SeedRow
     spread_before: str
@@ -145,6 +146,7 @@ def proof_of(verdict: Verdict) -> Proof:
         outcome=_clean.name(verdict.outcome),
         label=_clean.name(verdict.label),
         message=_clean.sentence(verdict.message),
+        gain=_gain(verdict),
         seeds=rows,
         mean=replace(
             _seed_row("mean", means, low, high),
@@ -157,6 +159,13 @@ def proof_of(verdict: Verdict) -> Proof:
         symptom_spread_before=_decades_spread(verdict.symptoms_before),
         symptom_spread_after=_decades_spread(verdict.symptoms_after),
     )
+
+
+def _gain(verdict: Verdict) -> str:
+    if verdict.gain is None or verdict.gain_interval is None:
+        return ""
+    low, high = verdict.gain_interval
+    return f"mean gain {signed(verdict.gain)}, bootstrap interval {signed(low)} to {signed(high)} (95 %)"
 
 
 def _seed_row(seed: str, numbers: Sequence[float | None], low: float, high: float) -> SeedRow:

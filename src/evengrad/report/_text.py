@@ -93,7 +93,8 @@ def _parts(story: Story, width: int) -> Iterable[RenderableType]:
     if story.changes or story.code:
         yield _head("The setting" if story.sweep is not None else "The cure")
         yield from (Text(f"- {_clean.sentence(change)}") for change in story.changes)
-        yield Padding(Text(_clean.code(story.code)), (1 if story.changes and story.code else 0, 0, 0, 2))
+        shown = story.patch or story.code  # the page has both
+        yield Padding(Text(_clean.code(shown)), (1 if story.changes and shown else 0, 0, 0, 2))
     if story.facts:
         yield _head("Facts")
         yield _pairs((_clean.name(fact), _clean.sentence(value)) for fact, value in story.facts)
@@ -231,6 +232,8 @@ def _verdict_parts(proof: Proof) -> Iterable[RenderableType]:
     yield Text(f"{proof.outcome}: {proof.message}" if proof.message else proof.outcome, style="bold")
     if proof.label:
         yield Text(f"treatment: {proof.label}")
+    if proof.gain:
+        yield Text(proof.gain)
     if proof.seeds:
         table = _table("seed", ">metric before", ">after", ">difference", ">symptom before", ">after")
         for row in proof.seeds:

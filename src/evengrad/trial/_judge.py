@@ -71,8 +71,8 @@ def judge(
     The metric has improved if on every seed the treated training beats both the untreated one and the untrained model,
     the smallest of these gains is larger than what the seed alone changes in the treated metric (its range over
     seeds) and than 1 % of the metric, and the bootstrap interval of the mean gain lies above zero. The pathology has
-    improved if on every seed the treated training has no finding at all and the symptoms found before are smaller, where they have a size. *Cured*
-    needs both, a finding before and at least two seeds; *improved* the metric.
+    improved if on every seed the treated training has no finding at all and the symptoms found before are smaller,
+    where they have a size. *Cured* needs both, a finding before and at least two seeds; *improved* the metric.
 
     Args:
         before: Untreated trials, one per seed.

@@ -16,6 +16,7 @@ from evengrad.checkup import Progress
 from evengrad.nouns import Finding, SettingError, Story, Task, Trial, Verdict
 from evengrad.treat import AbstractTreatment
 from evengrad.trial._engines import Engine, engine_for
+from evengrad.trial._patch import patch_of
 from evengrad.trial._rungs import rungs_of
 from evengrad.trial._search import Search
 
@@ -32,7 +33,9 @@ class Repair:
         treatment: What was confirmed; None when nothing was.
         task: The treated task, or the one that came when nothing was confirmed.
         model: A trained model of the treated task, the best of the confirming seeds; None when nothing was confirmed.
-        patch: The treatment as code to paste.
+        patch: The treatment as a unified diff of the task's own source, for `git apply` or `patch -p1`; as code to paste
+            where there is no such diff, which the notes of the story explain.
+        code: The treatment as code to paste.
         story: All of this as a report shows it.
         interrupted: Whether Ctrl-C ended the search early.
     """
@@ -44,6 +47,7 @@ class Repair:
     task: Task
     model: nn.Module | None
     patch: str
+    code: str
     story: Story
     interrupted: bool = False
 
@@ -66,6 +70,9 @@ def repair(
     seeds: int = 3,
     engine: Engine = "auto",
     address: str | None = None,
+    workers: int | None = None,
+    memory_bytes: int | None = None,
+    time_s: float | None = None,
     log: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -91,6 +98,9 @@ def repair(
             this process, one after the other; `ray`: on a Ray cluster, with what `Task.resources` states; `auto`:
             `local`, or `here` where the task cannot be sent to another process, which the report says.
         address: Of the Ray cluster; None for one that is running, else one of this machine.
+        workers: Processes of `local`; None for one for each processor.
+        memory_bytes: Resident memory that each of them may have; None for its share of four fifths of the machine's.
+        time_s: Seconds that one training may take; None for twenty times what the untreated one takes, and a minute.
         log: A directory for the run logs of the first untreated and the confirmed training, and for the story that
             `evengrad report` reads; the story is written anew after every trial, so that a killed search leaves what
             it knew.
@@ -105,7 +115,7 @@ def repair(
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise SettingError("seeds", came=repr(seeds), wanted="a positive whole number")
     rungs = rungs_of(task.steps, _allowance(task.steps, seeds, budget))
-    made, note = engine_for(task, engine, address=address)
+    made, note = engine_for(task, engine, address=address, workers=workers, memory_bytes=memory_bytes, time_s=time_s)
     with closing(made):
         search = Search(task, made, rungs, seeds=seeds, seed=seed, budget=budget)
         search.notes += [note] if note else []
@@ -120,15 +130,18 @@ def repair(
 
 def _result(search: Search) -> Repair:
     verdict, winner = search.verdict(), search.winner()
-    story = search.told()
+    candidate = winner.candidate if winner is not None else None
+    patch = None if candidate is None else patch_of(search.task, candidate.treatment, candidate.treated)
+    story = search.told(patch)
     return Repair(
         verdict=verdict,
         findings=search.findings,
         trials=search.trials,
-        treatment=winner.candidate.treatment if winner is not None else None,
-        task=winner.candidate.treated.subject if winner is not None else search.task,
+        treatment=None if candidate is None else candidate.treatment,
+        task=search.task if candidate is None else candidate.treated.subject,
         model=winner.best_model() if winner is not None else None,
-        patch=winner.candidate.treated.code if winner is not None else "",
+        patch="" if patch is None else patch.text,
+        code="" if candidate is None else candidate.treated.code,
         story=story,
         interrupted=search.interrupted,
     )

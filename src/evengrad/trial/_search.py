@@ -17,6 +17,7 @@ from evengrad.trial._confirmation import Confirmation
 from evengrad.trial._course import Course
 from evengrad.trial._engine import AbstractEngine, Failure
 from evengrad.trial._judge import judge
+from evengrad.trial._patch import Patch
 from evengrad.trial._plan import Plan
 from evengrad.trial._rungs import Rungs
 from evengrad.trial._runs import Runs
@@ -197,10 +198,15 @@ class Search:
             return without_findings(self.scout, tried=True)
         return verdict
 
-    def told(self) -> Story:
+    def told(self, patch: Patch | None) -> Story:
         """Tell what was found, and keep it in the log."""
         cut = ("The search was interrupted: what follows is what was found until then.",) if self.interrupted else ()
-        story = self._story(self.verdict(), self.winner(), notes=(*cut, *self.notes))
+        notes = [*cut, *self.notes]
+        if patch is not None and patch.kind == "snippet":
+            notes.append(f"The cure is code to paste and no diff: {patch.why}.".replace("..", "."))
+        story = self._story(self.verdict(), self.winner(), notes=tuple(notes))
+        if patch is not None and patch.kind == "diff":
+            story = replace(story, patch=patch.text)
         if self.log is not None:
             write_story(self.log, story)
         return story
