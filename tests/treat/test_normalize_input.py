@@ -213,6 +213,18 @@ def test_of_several_arguments_the_data_is_normalised_and_the_mask_is_not(names):
     torch.testing.assert_close(output_of(pasted(treated.code, model), data), model(wanted, mask), rtol=1e-4, atol=1e-4)
 
 
+class Gated(Several):
+    def forward(self, values, gate):
+        return super().forward(values, gate)
+
+
+@pytest.mark.parametrize(("model", "factor"), [(Several(), 100.0), (Gated(), 1.0)])
+def test_a_mask_is_known_by_its_name_or_by_its_numbers_alone(model, factor):
+    mask = factor * (torch.rand(8, 5, 1) > 0.3).float()
+    treated = NormalizeInput().treat(model, batch_input=(100 + 20 * torch.randn(8, 5, 3), mask)).subject
+    assert [name for name, _ in treated.named_buffers()] == ["input_mean", "input_std"]
+
+
 class Packed(nn.Module):
     def __init__(self):
         super().__init__()
