@@ -61,7 +61,8 @@ class LocalProcesses(AbstractEngine):
         memory_bytes: Resident memory of one worker with everything it has imported, not counting a GPU's. The default
             is its share of four fifths of the machine's memory: so the sum of all fits, and the system never has to
             choose whom to end.
-        time_s: Wall-clock time for one part of a training, without the start of a worker; None for no limit.
+        time_s: Wall-clock time for one part of a training, without the start of a worker; None for no limit. A plan may
+            have a shorter one of its own.
 
     Raises:
         SettingError: A number is not positive.
@@ -139,6 +140,8 @@ class LocalProcesses(AbstractEngine):
             if worker is not None:
                 rest.waiting.remove(place)
                 worker.send(place, [(SETTINGS, surroundings(self.threads)), (PLAN, packed(plan))])
+                limits_s = [limit_s for limit_s in (self._time_s, plan.time_s) if limit_s is not None]
+                worker.limit_s = min(limits_s, default=None)
 
     def _free_for(self, plan: Plan, rest: _Rest, *, fresh: bool) -> Process | None:
         """Find or start a worker: the one that holds the training, or one that holds none of those that wait."""
@@ -202,7 +205,7 @@ class LocalProcesses(AbstractEngine):
         now_s = time.monotonic()
         for worker in self._busy():
             used = resident_bytes(worker.pid) if self._memory_bytes is not None else None
-            limit_s = self._time_s if worker.begun else START_S
+            limit_s = worker.limit_s if worker.begun else START_S
             if worker.exited():
                 pass
             elif self._memory_bytes is not None and used is not None and used > self._memory_bytes:

@@ -46,6 +46,7 @@ class Process:
         parts: How many it has finished.
         begun: Whether the task of the plan has been unpacked.
         since_s: When the plan was sent, or begun.
+        limit_s: How long the part may take; None for any time.
         sentence: Why the parent ended it; empty when it did not.
 
     Raises:
@@ -57,6 +58,7 @@ class Process:
         self.parts = 0
         self.begun = False
         self.since_s = 0.0
+        self.limit_s: float | None = None
         self.sentence = ""
         self._events = events
         self._inbox: SimpleQueue[Sequence[Frame] | None] = SimpleQueue()

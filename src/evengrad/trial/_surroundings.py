@@ -44,10 +44,12 @@ def surround(data: bytes) -> None:
         os.chdir(found["cwd"])
     sys.path[:] = found["path"]
     sys.argv[:] = found["argv"]
-    _set_torch(found)
+    set_torch(data)
 
 
-def _set_torch(found: dict[str, Any]) -> None:
+def set_torch(data: bytes) -> None:
+    """Take over torch's settings alone, on another machine that has other folders."""
+    found: dict[str, Any] = json.loads(data)
     if torch.get_num_threads() != found["threads"]:
         torch.set_num_threads(found["threads"])
     torch.set_default_dtype(getattr(torch, found["dtype"]))
