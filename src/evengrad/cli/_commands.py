@@ -83,7 +83,7 @@ class Repair:
     seed: int = 0
     """Seed of the search."""
     engine: Literal["auto", "local", "here", "ray"] = "auto"
-    """Where trials run: local, in processes of their own; here, in this one; ray, on a cluster; auto, local if it can."""
+    """Where trials run: local, in processes of their own; here, in this one; ray, on a cluster; auto, local or here."""
     address: str | None = None
     """Of the Ray cluster; by default one that is running, else one of this machine."""
     workers: int | None = None

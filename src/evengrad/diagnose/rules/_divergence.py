@@ -81,7 +81,7 @@ class Divergence(AbstractRunRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose shorter steps."""
-        return (*SMALLER_STEPS, *CLIPPING, cure("SetOptimizer", momentum=0.9), *ANOTHER_OPTIMIZER)
+        return (*SMALLER_STEPS, *CLIPPING, cure("SetOptimizer"), *ANOTHER_OPTIMIZER)
 
 
 Told = Sequence[tuple[int, float]]

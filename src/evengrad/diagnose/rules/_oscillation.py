@@ -86,7 +86,7 @@ class Oscillation(AbstractRunRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose shorter steps."""
-        return (*SMALLER_STEPS, *CLIPPING, cure("SetOptimizer", momentum=0.9), *ANOTHER_OPTIMIZER)
+        return (*SMALLER_STEPS, *CLIPPING, cure("SetOptimizer"), *ANOTHER_OPTIMIZER)
 
 
 def _around_constant(trend: Trend) -> bool:
