@@ -145,7 +145,7 @@ def test_a_treatment_that_does_not_fit_says_why_instead_of_failing(batch):
         def forward(self, x):
             for layer in self.layers:
                 x = torch.sigmoid(layer(x))
-            return x
+            return x if self.layers[1].weight.isfinite().all() else x.abs()  # a wrapped layer has no weight
 
     torch.manual_seed(0)
     finding = the_one("EG101", found(Narrowing(), batch))

@@ -157,6 +157,7 @@ OF_MODELS = {
     "group norm": AddNormalization(kind="group"),
     "rms norm": AddNormalization(kind="rms"),
     "residual": AddResidual(),
+    "normed residual": AddResidual(norm="auto", zero_init=True),
     "gru": UseGatedCell(),
     "lstm": UseGatedCell(kind="lstm"),
     "truncate": TruncateBackprop(steps=2),

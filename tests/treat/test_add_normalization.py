@@ -9,7 +9,7 @@ from torch.nn.functional import layer_norm, scaled_dot_product_attention
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from evengrad.nouns import TreatmentError
-from evengrad.treat import AddNormalization
+from evengrad.treat import AddNormalization, AddResidual
 
 
 def treat(model, batch, **settings):
@@ -248,6 +248,34 @@ def test_a_padding_mask_in_evaluation_mode_still_works_after_the_switch():
     with torch.no_grad():
         fast = treated(**batch)
     torch.testing.assert_close(fast[~mask], treated(**batch)[~mask])
+
+
+class Causal(nn.Module):
+    """Queries, keys and values in one layer, and a mask in a buffer that is cut to the length of the input."""
+
+    def __init__(self, width=8, norms="none"):
+        super().__init__()
+        self.norms = norms
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.register_buffer("mask", torch.ones(16, 16).tril()[None])
+
+    def attended(self, x):
+        samples, length, width = x.shape
+        q, k, v = self.qkv(x).split(width, dim=2)
+        weights = (q @ k.transpose(-2, -1)).masked_fill(self.mask[:, :length, :length] == 0, -1e9).softmax(-1)
+        return self.out((weights @ v).reshape(samples, length, width))
+
+    def forward(self, x):
+        return x + self.attended(x)
+
+
+def test_a_mask_that_is_cut_to_a_length_hides_no_branch():
+    model, batch = Blocks(Causal), tokens()
+    treated = treat(model, batch).subject
+    x = torch.randn(3, 5, 8)
+    torch.testing.assert_close(treated.blocks[0](x), x + model.blocks[0].attended(layer_norm(x, (8,))))
+    with pytest.raises(TreatmentError, match="AddResidual"):
+        AddResidual().treat(model, batch_input=batch)
 
 
 class ResidualDense(nn.Module):

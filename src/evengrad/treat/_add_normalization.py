@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from evengrad.nouns import SettingError, Task
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._draws import is_feedforward
-from evengrad.treat._forward_graph import attention_projections, forwards, residual_branches
+from evengrad.treat._forward_graph import attention_projections, forwards, is_attention, residual_branches
 from evengrad.treat._forward_order import DROPOUTS, Place, followed_by_weighted, inside_torch, parent_of, places
 from evengrad.treat._norm_insertions import Before, before_, behind_, recurrent_
 from evengrad.treat._norms import Kind, Norms, norms_for
@@ -77,6 +77,7 @@ class AddNormalization(AbstractTreatment):
         for name, norm in [('0', nn.LayerNorm(4))]:
             layer = model.get_submodule(name)
             model.set_submodule(name, nn.Sequential(layer, norm.to(layer.weight)))
+        >>> import torch
         >>> AddNormalization().treat(model, batch_input=torch.zeros(16, 2)).changes
         ('0: followed by a new BatchNorm1d',)
 
@@ -140,18 +141,12 @@ def _behind(model: nn.Module, order: tuple[Place, ...], norms: Norms, free: set[
             continue
         if not is_feedforward(layer) or parametrize.is_parametrized(layer) or inside_torch(model, place.name):
             continue
-        if _is_attention(parent_of(model, place.name)) or not layer.weight.is_floating_point():
+        if is_attention(parent_of(model, place.name)) or not layer.weight.is_floating_point():
             continue
         call = norms.behind(place) if followed_by_weighted(order, layer) and not _norm_is_next(order, layer) else None
         if call is not None:
             new[place.name] = call
     return new
-
-
-def _is_attention(parent: nn.Module) -> bool:
-    """Tell by its class name whether a module is an attention, for those that cannot be traced."""
-    kind = type(parent).__name__.lower()
-    return "attention" in kind or "attn" in kind
 
 
 def _norm_is_next(order: tuple[Place, ...], layer: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import fx, nn
@@ -13,7 +14,6 @@ from torch.nn.utils import parametrize
 
 from evengrad.treat._forward_order import is_norm
 from evengrad.treat._random_state import random_state_kept
-from evengrad.treat._traced import OwnForward
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 MOST_LAYERS_OF_A_BRANCH = 8
@@ -63,6 +63,17 @@ class Forward:
         return f"{self.name}.{node.target}" if self.name else str(node.target)
 
 
+@final
+class _Flat(fx.Tracer):
+    """Trace one forward; what it calls and the buffers that it reads, as a mask cut to a length, are one node each."""
+
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Take every module as it is."""
+        return True
+
+
 def forwards(model: nn.Module) -> tuple[Forward, ...]:
     """Trace the forward of each module that is not torch's, one level deep; those that cannot be traced are left out.
 
@@ -107,6 +118,12 @@ def attention_projections(traced: tuple[Forward, ...]) -> frozenset[str]:
     return frozenset(found)
 
 
+def is_attention(parent: nn.Module) -> bool:
+    """Tell by its class name whether a module is an attention, for those that cannot be traced."""
+    kind = type(parent).__name__.lower()
+    return "attention" in kind or "attn" in kind
+
+
 def _is_own(name: str, module: nn.Module) -> bool:
     if "parametrizations" in name.split(".") or parametrize.is_parametrized(module):
         return False
@@ -117,7 +134,7 @@ def _traced(module: nn.Module) -> fx.Graph | None:
     try:
         parameters = inspect.signature(module.forward).parameters.values()
         absent = {parameter.name: None for parameter in parameters if parameter.default is None}
-        return OwnForward().trace(module, concrete_args=absent or None)
+        return _Flat().trace(module, concrete_args=absent or None)
     except Exception:  # user code under a tracer: whatever it raises, its graph is not known
         return None
 
@@ -132,7 +149,7 @@ def _branch(model: nn.Module, forward: Forward, node: fx.Node) -> Iterator[Branc
         inside = _between(skip, end)
         if not inside or skip is end:
             continue
-        entries = [each for each in inside if skip in each.all_input_nodes]
+        entries = [each for each in inside if skip in each.all_input_nodes and not _reads_shape(each)]
         calls = [each for each in inside if each.op == "call_module"]
         fit = all(_takes_first(each, skip) and _called_once(forward.graph, each) for each in entries)
         yield Branch(
@@ -178,6 +195,12 @@ def _sources(node: fx.Node) -> set[fx.Node]:
         found.update(new)
         waiting += new
     return found
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in {"shape", "dtype", "device", "ndim"}
+    return node.op == "call_method" and node.target in {"size", "dim", "ndimension"}
 
 
 def _takes_first(node: fx.Node, skip: fx.Node) -> bool:

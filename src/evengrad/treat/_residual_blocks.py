@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from evengrad.treat._activations import activation_name, is_custom_activation
-from evengrad.treat._forward_graph import Forward, attention_projections, forwards, joined_modules
+from evengrad.treat._forward_graph import Forward, attention_projections, forwards, is_attention, joined_modules
 from evengrad.treat._forward_order import (
     DROPOUTS,
     Place,
@@ -80,6 +80,8 @@ class Layers:
     def shortcut(self, name: str, module: nn.Module) -> str | None:
         """Write the shortcut around a module; None when it is to have none."""
         layer = layer_of(module)
+        if name and is_attention(parent_of(self.model, name)):
+            return None
         if layer is None or self.is_kept(name) or not followed_by_weighted(self.order, layer):
             return None
         return shortcut_around(module, project=self.project and layer is not self.first)
