@@ -41,9 +41,8 @@ def engine_for(
     if address is not None and engine != "ray":
         raise SettingError("address", came=repr(address), wanted="None", advice="an address goes with engine='ray'")
     limits = {"workers": workers, "memory_bytes": memory_bytes, "time_s": time_s}
-    if engine not in {"auto", "local"} and (
-        name := next((key for key, one in limits.items() if one is not None), None)
-    ):
+    name = next((key for key, one in limits.items() if one is not None), None)
+    if name is not None and engine not in {"auto", "local"}:
         raise SettingError(name, came=repr(limits[name]), wanted="None", advice="limits go with engine='local'")
     if engine == "here":
         return Here(), ""

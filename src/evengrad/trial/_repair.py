@@ -33,8 +33,8 @@ class Repair:
         treatment: What was confirmed; None when nothing was.
         task: The treated task, or the one that came when nothing was confirmed.
         model: A trained model of the treated task, the best of the confirming seeds; None when nothing was confirmed.
-        patch: The treatment as a unified diff of the task's own source, for `git apply` or `patch -p1`; as code to paste
-            where there is no such diff, which the notes of the story explain.
+        patch: The treatment as a unified diff of the task's own source, for `git apply` or `patch -p1`; as code to
+            paste where there is no such diff, which the notes of the story explain.
         code: The treatment as code to paste.
         story: All of this as a report shows it.
         interrupted: Whether Ctrl-C ended the search early.
