@@ -18,7 +18,7 @@ LARGER_STEPS = (cure("ScaleLearningRate", factor=10.0), cure("ScaleLearningRate"
 CLIPPING = (cure("ClipGradients", max_norm=1.0),)
 ANOTHER_OPTIMIZER = (cure("SwapOptimizer", to="adamw"),)
 FRESH_WEIGHTS = (cure("Reinitialize"), cure("Reinitialize", data_driven=True))
-NORMS_AND_SHORTCUTS = (cure("AddNormalization"), cure("AddResidual", norm="layer"))
+NORMS_AND_SHORTCUTS = (cure("AddNormalization"), cure("AddResidual", norm="auto"))
 FREE_OUTPUT = (cure("RemoveOutputActivation"),)
 EVERYTHING_TRAINED = (cure("TrainEverything"),)
 FULL_PRECISION = (cure("KeepInFloat32", parts="unsafe"), cure("KeepInFloat32", parts="all"))
