@@ -36,7 +36,7 @@ KILLED = """
         return advance(self, plan, tick)
 
     Training.advance = counted
-    evengrad.tune(exploding(), trials=9, seeds=2, log=sys.argv[1])
+    evengrad.tune(exploding(), trials=11, seeds=2, policies=("ByGlobalNorm", "ByPercentile"), log=sys.argv[1])
 """
 
 
@@ -53,12 +53,12 @@ def killed_after(parts, folder, note):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
 def test_a_sweep_that_was_killed_goes_on_with_the_training_that_it_was_in(tmp_path):
     folder, note = tmp_path / "log", tmp_path / "note"
-    for parts in (8, 6):  # killed twice: in the middle of a training each time
+    for parts in (8, 15):  # killed twice, in the middle of a training: of the list, and of what the sampler draws
         assert killed_after(parts, folder, note).returncode == -signal.SIGKILL
     again = killed_after(10**6, folder, note)
     assert again.returncode == 0, again.stderr
     story = read_story(folder)
-    whole = evengrad.tune(exploding(), trials=9, seeds=2)
+    whole = evengrad.tune(exploding(), trials=11, seeds=2, policies=("ByGlobalNorm", "ByPercentile"))
     resumed = [replace(point, duration_s=0.0) for point in story.sweep.points]
     assert resumed == bare(whole), "as if it had never been killed"
     ends = [line for line in note.read_text().splitlines() if line.endswith(" 48") and not line.startswith("scout")]
