@@ -25,9 +25,15 @@ OTHERS = 3  # further single treatments that each of them is combined with
 OTHER_LOSS = frozenset({"NormalizeTarget"})
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Entrant:
-    """A candidate and how far it has got."""
+    """A candidate and how far it has got.
+
+    Args:
+        candidate: What is tried.
+        trial: So far; None before the first step.
+        course: What was read on the way; None before the first step and where it came to nothing.
+    """
 
     candidate: Candidate
     trial: Trial | None = None
@@ -72,6 +78,7 @@ class Choosing:
         self._untreated = untreated
         self._floor = floor
         self._known: set[str] = set()
+        self._lost: list[Entrant] = []  # those that failed on the first rung: two of them may hold where neither does
         self._stopped = ""
 
     @property
@@ -92,7 +99,7 @@ class Choosing:
         entrants = self._entrants(treatments, most)
         field = self._raced(entrants, first, "halving 1")
         if not field or not self._suffices(field[0]):
-            more = self._combinations(field, treatments, places[0] - len(entrants))
+            more = self._combinations([*field, *self._lost], treatments, places[0] - len(entrants))
             field = self._ordered([*field, *self._raced(more, first, "halving 1")])
         field = self._raced(self._cut(field, places[1]), later, "halving 2")
         settled = self._settled(field, first, later)
@@ -110,20 +117,12 @@ class Choosing:
         if len(duel) < 2:
             return duel
         plans = [replace(self._plan(one, until, "halving 3"), seed=self._second_seed) for one in duel]
-        for place, result in self._runs.run(plans):
-            first, second = duel[place].trial, result.trial
-            if first is None or first.metric is None or second.metric is None:
-                duel[place].trial = second
-                continue
-            both = replace(
-                first,
-                metric=mean((first.metric, second.metric)),
-                findings=tuple(dict.fromkeys((*first.findings, *second.findings))),
-                losses=(mean((loss_at_end(first), loss_at_end(second))),),
-            )
-            duel[place].trial = both
+        both = [
+            replace(duel[place], trial=_mean(duel[place].trial, result.trial))
+            for place, result in sorted(self._runs.run(plans), key=lambda pair: pair[0])
+        ]
         self._runs.engine.forget(plans)
-        return self._ordered(duel)
+        return self._ordered(both)
 
     def _entrants(self, treatments: Sequence[AbstractTreatment], most: int) -> list[Entrant]:
         chosen = candidates(self._task, treatments, seed=self._seed, most=most, known=frozenset(self._known))
@@ -146,15 +145,14 @@ class Choosing:
         in_turn = [pair for turn in zip_longest(*by_base) for pair in turn if pair is not None]
         return self._entrants(in_turn, most)
 
-    def _raced(self, entrants: list[Entrant], until: int, stage: str) -> list[Entrant]:
+    def _raced(self, entrants: Sequence[Entrant], until: int, stage: str) -> list[Entrant]:
         """Train entrants up to a step and rank those that came through."""
         going = [one for one in entrants if one.trial is None or (one.alive and one.trial.steps < until)]
-        plans = [self._plan(one, until, stage) for one in going]
-        if plans:
-            for place, result in self._runs.run(plans):
-                going[place].trial = result.trial
-                going[place].course = None if isinstance(result, Failure) else result
-        return self._ordered(entrants)
+        rest = [one for one in entrants if one not in going]
+        results = self._runs.run([self._plan(one, until, stage) for one in going]) if going else ()
+        ran = [_with(going[place], result) for place, result in sorted(results, key=lambda pair: pair[0])]
+        self._lost += [one for one in ran if not one.alive]
+        return self._ordered([*ran, *rest])
 
     def _ordered(self, entrants: Sequence[Entrant]) -> list[Entrant]:
         alive = [one for one in entrants if one.alive]
@@ -197,6 +195,22 @@ class Choosing:
             self._stopped = f"no candidate could have gained more than {least:.2g} by training on"
             return True
         return False
+
+
+def _with(entrant: Entrant, result: Course | Failure) -> Entrant:
+    return replace(entrant, trial=result.trial, course=None if isinstance(result, Failure) else result)
+
+
+def _mean(first: Trial | None, second: Trial) -> Trial:
+    """Make one trial of those of two seeds; failed where one of them has."""
+    if first is None or first.metric is None or second.metric is None:
+        return second if first is None or second.metric is None else first
+    return replace(
+        first,
+        metric=mean((first.metric, second.metric)),
+        findings=tuple(dict.fromkeys((*first.findings, *second.findings))),
+        losses=(mean((loss_at_end(first), loss_at_end(second))),),
+    )
 
 
 def metric_at(trial: Trial, step: int) -> float | None:
