@@ -75,16 +75,14 @@ def story_of(task: Task, sweep: Sweep, untreated: Story | None, *, code: str, no
 
 
 def _still_found(sweep: Sweep) -> tuple[str, ...]:
-    """Say what the rules find in most trainings with the recommended setting: clipping is no cure for it."""
+    """Say what the rules find in trainings with the recommended setting: clipping is no cure for it."""
     again = [point for point in sweep.points if point.stage == "confirmation" and point.label == sweep.recommended]
     counts = Counter(code for point in again for code in point.findings)
-    codes = [code for code, count in sorted(counts.items()) if 2 * count > len(again)]
-    if not codes:
+    if not counts:
         return ()
     where = "without clipping" if sweep.recommended == NONE else "with the recommended setting"
-    return (
-        f"Still found {where}: {', '.join(codes)}. Clipping does not cure that; `evengrad repair` looks for what does.",
-    )
+    told = ", ".join(f"{code} ({count} of {len(again)} seeds)" for code, count in sorted(counts.items()))
+    return (f"Still found {where}: {told}. Clipping does not cure that; `evengrad repair` looks for what does.",)
 
 
 def _facts(task: Task, sweep: Sweep) -> tuple[tuple[str, str], ...]:
