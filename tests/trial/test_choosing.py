@@ -1,0 +1,160 @@
+"""Who goes on, who is combined, and when choosing ends, on made-up trainings."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from evengrad.nouns import Cure, Finding, Record, Task, Trial
+from evengrad.treat import AddNormalization, ClipGradients, Reinitialize, ScaleLearningRate, SwapActivation
+from evengrad.trial._choosing import Choosing
+from evengrad.trial._course import Course
+from evengrad.trial._engine import AbstractEngine
+from evengrad.trial._rungs import rungs_of
+from evengrad.trial._runs import Runs
+
+STEPS = 160  # rungs at 10, 40 and 80
+SINGLES = (Reinitialize(), SwapActivation(to="tanh"), AddNormalization(), ScaleLearningRate(factor=0.1))
+
+
+@dataclass
+class Script(AbstractEngine):
+    """Gives each treatment the metrics that were written down for it, by the share of the steps."""
+
+    metrics: dict
+    sick: dict = field(default_factory=dict)
+    ran: list = field(default_factory=list)
+
+    @property
+    def at_once(self):
+        return 1
+
+    def run(self, plans, tick):
+        for place, plan in enumerate(plans):
+            self.ran.append((plan.label, plan.seed, plan.end))
+            tick(plan.end)
+            yield place, self.course(plan)
+
+    def course(self, plan):
+        metric = self.metrics.get(plan.label, lambda part, seed: 0.1)(plan.end / STEPS, plan.seed)
+        findings = self.sick.get(plan.label, ())
+        known = [end for label, seed, end in self.ran if (label, seed) == (plan.label, plan.seed)]
+        trial = Trial(
+            label=plan.label,
+            seed=plan.seed,
+            steps=plan.end,
+            stage=plan.stage,
+            metric=metric,
+            metrics=tuple(
+                (end, self.metrics.get(plan.label, lambda part, seed: 0.1)(end / STEPS, plan.seed)) for end in known
+            ),
+            findings=tuple(finding.code for finding in findings),
+            losses=(1.0,) * plan.end,
+            error="" if metric is not None else "the loss is nan",
+        )
+        return Course(
+            trial=trial, record=Record(readings=(), parameters=("0.weight",), dtype="float32"), findings=findings
+        )
+
+    def forget(self, plans):
+        pass
+
+    def close(self):
+        pass
+
+
+def steady(value):
+    return lambda part, seed: value
+
+
+def sick_with(*cures):
+    return (Finding(code="EG601", symptom="", severity="critical", where=("0",), cures=cures),)
+
+
+@pytest.fixture
+def task():
+    inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    return Task(
+        model=lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)),
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        loss=functional.cross_entropy,
+        train=lambda: [(inputs, inputs[:, :2].argmax(1))],
+        validate=lambda model: 0.0,
+        steps=STEPS,
+    )
+
+
+def chosen(task, engine, treatments=SINGLES):
+    runs = Runs(engine, lambda: None)
+    untreated = Trial(label="untreated", seed=0, steps=STEPS, stage="scout", metric=0.1, metrics=((STEPS, 0.1),))
+    choosing = Choosing(task, runs, rungs_of(STEPS), seeds=(0, 1), untreated=untreated, floor=0.1)
+    return [candidate.treatment.name for candidate in choosing.run(list(treatments))], choosing
+
+
+def labels_at(engine, end, seed=0):
+    return [label.split("(")[0] for label, of, at in engine.ran if at == end and of == seed and "+" not in label]
+
+
+def label(treatment):
+    return treatment.label
+
+
+def test_the_best_metric_wins_and_the_worse_half_stops_early(task):
+    metrics = {label(one): steady(0.2 + 0.1 * place) for place, one in enumerate(SINGLES)}
+    engine = Script(metrics | {label(SINGLES[2]): lambda part, seed: 0.9 * part**0.1})
+    order, _ = chosen(task, engine)
+    assert order == ["AddNormalization", "ScaleLearningRate"]
+    assert set(labels_at(engine, 80)) == {"AddNormalization", "ScaleLearningRate"}
+
+
+def test_no_combination_is_tried_where_a_single_treatment_suffices(task):
+    engine = Script({label(SINGLES[0]): lambda part, seed: 0.5 + part / 2})
+    chosen(task, engine)
+    assert not any("+" in label for label, _, _ in engine.ran)
+
+
+def test_what_the_trial_of_the_best_is_found_to_lack_is_combined_with_it(task):
+    cure = Cure(treatment="ClipGradients", settings=(("max_norm", 1.0),))
+    engine = Script({label(SINGLES[0]): steady(0.5)}, sick={label(SINGLES[0]): sick_with(cure)})
+    chosen(task, engine)
+    assert any(label == f"{SINGLES[0].label} + {ClipGradients(max_norm=1.0).label}" for label, _, _ in engine.ran)
+
+
+def test_treatments_that_fail_alone_are_tried_together(task):
+    engine = Script({label(one): steady(None) for one in SINGLES})
+    order, _ = chosen(task, engine)
+    together = [label for label, _, _ in engine.ran if "+" in label]
+    assert together
+    assert order == ["Combined", "Combined"]
+
+
+def test_a_leader_that_nobody_can_overtake_ends_the_choosing(task):
+    metrics = {label(SINGLES[0]): steady(0.9)}
+    engine = Script(metrics)
+    order, choosing = chosen(task, engine)
+    assert order[0] == "Reinitialize"
+    assert "could have gained" in choosing.stopped
+    assert max(end for _, _, end in engine.ran) == 40
+
+
+def test_a_rival_that_is_still_rising_keeps_it_going(task):
+    engine = Script({label(SINGLES[0]): steady(0.9), label(SINGLES[1]): lambda part, seed: min(1.0, 0.2 + part)})
+    _, choosing = chosen(task, engine)
+    assert not choosing.stopped
+    assert max(end for _, _, end in engine.ran) == 80
+
+
+def test_a_treatment_that_one_seed_was_kind_to_loses_on_the_second(task):
+    kind = {0: 0.95, 1: 0.4}
+    engine = Script({label(SINGLES[0]): lambda part, seed: kind[seed], label(SINGLES[1]): steady(0.9)})
+    order, _ = chosen(task, engine)
+    assert order == ["SwapActivation", "Reinitialize"]
+
+
+def test_what_fails_on_the_second_seed_is_not_chosen(task):
+    fails = {0: 0.95, 1: None}
+    engine = Script({label(SINGLES[0]): lambda part, seed: fails[seed], label(SINGLES[1]): steady(0.9)})
+    order, _ = chosen(task, engine)
+    assert order == ["SwapActivation"]
