@@ -280,7 +280,8 @@ def test_what_the_rules_still_find_with_the_recommended_setting_is_said():
     ]
     told = story_of(healthy(), Sweep(points=tuple(again), recommended="a"), None, code="", notes=())
     assert told.notes == (
-        "Still found with the recommended setting: EG401 (2 of 3 seeds), EG803 (1 of 3 seeds). Clipping does not cure that; "
+        "Still found with the recommended setting: EG401 (2 of 3 seeds), EG803 (1 of 3 seeds). "
+        "Clipping does not cure that; "
         "`evengrad repair` looks for what does.",
     )
 
