@@ -208,7 +208,7 @@ def summary(all_of_them: Sequence[Cured]) -> str:
             every = [one for same in programs.values() for one in same]
             short = sorted({one.number for one in every if not (one.enough and one.within)})
             lines.append(
-                f"{kind}: {sum(most)} of {len(most)} programs reach {ENOUGH:.0%} of the fix on most seeds within 5 full "
+                f"{kind}: {sum(most)} of {len(most)} programs reach {ENOUGH:.0%} of the fix on most seeds in 5 full "
                 f"trials and 3 trainings ({sum(one.enough and one.within for one in every)} of {len(every)} "
                 f"repairs); short at least once: {', '.join(map(str, short)) or 'none'}"
             )

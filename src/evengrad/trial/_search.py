@@ -23,7 +23,7 @@ from evengrad.trial._rungs import Rungs
 from evengrad.trial._runs import Runs
 from evengrad.trial._seeded import seeded
 from evengrad.trial._story import curves, facts, headline, heat_maps
-from evengrad.trial._unsteady import STEADIERS, fell_back
+from evengrad.trial._suspicions import suspected
 from evengrad.trial._user_code import untrained_metric
 from evengrad.trial._without import not_by_a_tool, without_findings
 
@@ -117,17 +117,15 @@ class Search:
         return result
 
     def _treatments(self) -> list[AbstractTreatment]:
-        """List what is worth a try: cures of the findings; what steadies where the metric fell back without one."""
+        """List what is worth a try: cures of the findings; where there is none, what may help all the same."""
         if self.scout is None:
             return []
         if self.findings:
             self.findings = explained(self.task, self.findings, seed=self.seed, progress=self._explaining)
             return proposed(self.findings)
-        fall = fell_back(self.scout.trial)
-        if not fall:
-            return []
-        self.notes.append(fall)
-        return list(STEADIERS)
+        treatments, why = suspected(self.scout)
+        self.notes += why
+        return treatments
 
     def _chosen(self, treatments: list[AbstractTreatment]) -> list[Candidate]:
         if self.scout is None:

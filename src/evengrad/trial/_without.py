@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evengrad.diagnose import AbstractRule, rules
 from evengrad.nouns import Finding, Outcome, Record, Verdict
 from evengrad.trial._course import Course
 from evengrad.trial._judge import spread
+from evengrad.trial._suspicions import fell_back, spoke_early
 
 
 def without_findings(scout: Course, *, tried: bool) -> Verdict:
@@ -21,15 +21,17 @@ def without_findings(scout: Course, *, tried: bool) -> Verdict:
     if trial.error:
         text = f"the training failed and no rule says why: {trial.error}"
         return Verdict(outcome="not cured", metric_before=(trial.metric,), message=text)
-    early = _spoke_early(scout.record)
+    early = spoke_early(scout.record)
     fine = "the gradients are even" if not early and not _all_zero(scout.record) else "no rule speaks at the end"
     notes = [f"{code} spoke until step {step} and fell silent" for code, step in early.items()]
     notes += (
         ["the gradient is exactly zero at the end: look at the loss and the output"] if _all_zero(scout.record) else []
     )
-    notes += ["the metric fell back on the way, and no steadier training held it on other seeds"] if tried else []
+    fall = fell_back(trial)
+    notes += [fall] if fall else []
+    notes += ["nothing that was tried did better on other seeds"] if tried else []
     text = f"{fine}; metric {spread([trial.metric])} after {trial.steps} steps" + "".join(f"; {note}" for note in notes)
-    outcome: Outcome = "not cured" if _all_zero(scout.record) or tried else "was not sick"
+    outcome: Outcome = "not cured" if _all_zero(scout.record) or fall else "was not sick"
     return Verdict(outcome=outcome, metric_before=(trial.metric,), message=text)
 
 
@@ -50,19 +52,6 @@ def not_by_a_tool(findings: Sequence[Finding], *, tried: bool) -> Verdict | None
 
 def _where_to_look(finding: Finding) -> str:
     return f" (look at {finding.look_at})" if finding.look_at else ""
-
-
-def _spoke_early(record: Record) -> dict[str, int]:
-    """List the rules that spoke of harm in a reading on the way, and the last step at which they did."""
-    spoke: dict[str, int] = {}
-    for rule in rules.ALL:
-        if not isinstance(rule, AbstractRule) or rule.tells == "cause":
-            continue
-        for reading in record.readings:
-            sign = rule.sign(reading, record)
-            if sign is not None and sign.speaks:
-                spoke[rule.code] = reading.step
-    return spoke
 
 
 def _all_zero(record: Record) -> bool:
