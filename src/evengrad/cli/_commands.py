@@ -153,6 +153,10 @@ class Tune:
     """What else to sweep, with commas between: lr, gain (of the initial weights), weights (a bound of their norm)."""
     seed: int = 0
     """Seed of the sweep."""
+    engine: Literal["auto", "local", "here", "ray"] = "here"
+    """Where trainings run, as for repair; here, one after the other, chooses each setting knowing all before it."""
+    address: str | None = None
+    """Of the Ray cluster; by default one that is running, else one of this machine."""
     json: Quiet = False
 
     def run(self) -> int:

@@ -34,6 +34,8 @@ def tuned(command: Tune) -> Tuning:
             log=command.log,
             seed=command.seed,
             progress=progress,
+            engine=command.engine,
+            address=command.address,
             policies=_listed(command.policies) or POLICIES,
         )
     try:

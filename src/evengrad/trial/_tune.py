@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
 from evengrad import report
 from evengrad.checkup import Progress
 from evengrad.nouns import SettingError, Story, Sweep, Task
-from evengrad.trial._engine import AbstractEngine
-from evengrad.trial._here import Here
+from evengrad.trial._engines import Engine, engine_for
 from evengrad.trial._tune_space import OTHERS, POLICIES
 
 
@@ -53,7 +53,8 @@ def tune(
     budget: int | None = None,
     policies: Sequence[str] = POLICIES,
     sweep: Sequence[str] = (),
-    engine: AbstractEngine | None = None,
+    engine: Engine = "here",
+    address: str | None = None,
     log: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -75,7 +76,9 @@ def tune(
         policies: Which to sweep, of `ByGlobalNorm`, `ByTensorNorm`, `ByZScore`, `ByPercentile` and `ByWeightNorm`.
         sweep: What else to sweep: `lr` (a factor of the learning rate), `gain` (of the initial weights), `weights` (a
             bound of the norm of each unit's weights).
-        engine: Where trainings run; None for this process. It is closed by whoever made it.
+        engine: Where trainings run, as in `repair`. `here` by default, one after the other: each setting is then chosen
+            knowing all before it.
+        address: Of a Ray cluster.
         log: A directory for the journal and the story that `evengrad report` reads. A sweep that was killed goes on
             there with the training that it was in; one that is over can be made longer with more `trials`.
         seed: Seed of the sweep; the confirming ones follow it. The same seed chooses the same settings, as long as the
@@ -101,18 +104,17 @@ def tune(
         others=_known("sweep", sweep, OTHERS),
         seed=seed,
     )
-    sweeping = Sweeping(task, settings, engine if engine is not None else Here(), None if log is None else Path(log))
-    sweeping.progress = progress
-    try:
-        sweeping.run()
-    except KeyboardInterrupt:
-        sweeping.interrupted = True
-    finally:
-        if engine is None:
-            sweeping.engine.close()
-    return Tuning(
-        sweep=sweeping.sweep(), task=sweeping.best_task(), story=sweeping.told(), interrupted=sweeping.interrupted
-    )
+    made, note = engine_for(task, engine, address=address)
+    with closing(made):
+        sweeping = Sweeping(task, settings, made, None if log is None else Path(log))
+        sweeping.progress = progress
+        try:
+            sweeping.run()
+        except KeyboardInterrupt:
+            sweeping.interrupted = True
+        story = sweeping.told()
+    story = replace(story, notes=(*story.notes, note)) if note else story
+    return Tuning(sweep=sweeping.sweep(), task=sweeping.best_task(), story=story, interrupted=sweeping.interrupted)
 
 
 def _whole(name: str, value: int, least: int) -> int:
