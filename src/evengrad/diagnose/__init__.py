@@ -2,6 +2,7 @@
 
 from evengrad.diagnose import rules
 from evengrad.diagnose._abstract import AbstractRule, AbstractRunRule, Sign
+from evengrad.diagnose._constant import loss_left
 from evengrad.diagnose._diagnose import Choice, Diagnosis, diagnose, findings_of, in_one_line, symptoms_of
 from evengrad.diagnose._explain import explain
 from evengrad.diagnose._story import told_as_a_story
@@ -18,6 +19,7 @@ __all__ = [
     "explain",
     "findings_of",
     "in_one_line",
+    "loss_left",
     "rules",
     "symptoms_of",
     "told_as_a_story",

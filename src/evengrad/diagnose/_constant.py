@@ -56,6 +56,15 @@ class Level:
         return sure or (self.pooled is not None and self.pooled.no_better)
 
 
+def loss_left(record: Record) -> float | None:
+    """Return the loss of the second half of a run over that of the best constant prediction; None if unknown.
+
+    A number for those who ask themselves whether to look further: half may be all that can be learnt of a noisy target.
+    """
+    level = against_constant(record)
+    return None if level is None else level.ratio
+
+
 def against_constant(record: Record) -> Level | None:
     """Divide the loss by that of the best constant prediction, over the second half of a run.
 

@@ -1,8 +1,8 @@
-"""What is worth a trial though no rule speaks at the end: a rule that spoke on the way, a metric that did not hold."""
+"""What is worth a trial though no rule speaks at the end: a metric that did not hold, much loss left, a rule before."""
 
 from __future__ import annotations
 
-from evengrad.diagnose import AbstractRule, rules
+from evengrad.diagnose import AbstractRule, loss_left, rules
 from evengrad.nouns import Record, Trial
 from evengrad.treat import AbstractTreatment, ClipGradients, ScaleLearningRate, SwapOptimizer, make
 from evengrad.trial._course import Course
@@ -10,6 +10,8 @@ from evengrad.trial._course import Course
 # A training that ends so far below what it had, as a share of what it had gained, has lost it: overfitting and noise of
 # small validation sets take a few hundredths.
 FALLEN_FRAC = 0.15
+# More than this of the loss of the best constant prediction is left: it may be all that can be learnt, or not.
+LEFT_FRAC = 0.5
 STEADIERS: tuple[AbstractTreatment, ...] = (
     ScaleLearningRate(factor=0.1),
     ScaleLearningRate(factor=0.01),
@@ -31,6 +33,12 @@ def suspected(scout: Course) -> tuple[list[AbstractTreatment], list[str]]:
     if fall := fell_back(scout.trial):
         treatments += STEADIERS
         notes.append(f"No rule speaks, but {fall}: what makes steps steadier was tried.")
+    left = loss_left(scout.record)
+    if left is not None and left >= LEFT_FRAC:
+        treatments += [*STEADIERS, ScaleLearningRate(factor=10.0)]
+        notes.append(
+            f"No rule speaks, but {left:.0%} of the loss of the best constant is left: other steps were tried."
+        )
     early = spoke_early(scout.record)
     for code, step in early.items():
         rule = next(one for one in rules.ALL if one.code == code)
