@@ -93,7 +93,11 @@ def _ours(setting: Setting) -> tuple[Method, int, tuple[str, ...]]:
         trials=len(found.trials),
         seconds=seconds,
     )
-    return method, round(trainings * contest.examples), tuple(finding.code for finding in found.findings)
+    return (
+        method,
+        round(trainings * contest.examples),
+        tuple(f"{finding.code} {finding.family}" for finding in found.findings),
+    )
 
 
 def _autotrainer(setting: Setting) -> Method:

@@ -110,9 +110,19 @@ def test_the_best_metric_wins_and_the_worse_half_stops_early(task):
 
 
 def test_no_combination_is_tried_where_a_single_treatment_suffices(task):
-    engine = Script({label(SINGLES[0]): lambda part, seed: 0.5 + part / 2})
+    engine = Script({label(one): lambda part, seed: 0.5 + part / 2 for one in SINGLES[:2]})
     chosen(task, engine)
     assert not any("+" in label for label, _, _ in engine.ran)
+
+
+def test_the_only_one_that_suffices_gets_a_rival_and_the_whole_costs_no_more_than_was_promised(task):
+    engine = Script({label(SINGLES[0]): lambda part, seed: 0.5 + part / 2})
+    chosen(task, engine)
+    assert [end for label, _, end in engine.ran if "+" in label][0] == 40
+    furthest = {}
+    for label_, seed, end in engine.ran:
+        furthest[label_, seed] = max(end, furthest.get((label_, seed), 0))
+    assert sum(furthest.values()) <= 3 * STEPS
 
 
 def test_what_the_trial_of_the_best_is_found_to_lack_is_combined_with_it(task):

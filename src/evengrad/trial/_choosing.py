@@ -77,6 +77,7 @@ class Choosing:
         self._seed, self._second_seed = seeds
         self._untreated = untreated
         self._floor = floor
+        self._spent = 0
         self._known: set[str] = set()
         self._lost: list[Entrant] = []  # those that failed on the first rung: two of them may hold where neither does
         self._stopped = ""
@@ -103,8 +104,9 @@ class Choosing:
             field = self._ordered([*field, *self._raced(more, first, "halving 1")])
         field = self._raced(self._cut(field, places[1]), later, "halving 2")
         settled = self._settled(field, first, later)
-        if field and not settled and not self._suffices(field[0]):
-            more = self._combinations(field[:1], treatments, 1)
+        if field and not settled and sum(map(self._suffices, field)) < places[2]:
+            # A rival for the only one that suffices, as far as nothing was spent on combinations before.
+            more = self._combinations(field[:1], treatments, self._room())
             field = self._ordered([*field, *self._raced(more, later, "halving 2")])
         duel = self._cut(field, places[2])
         if not settled:
@@ -123,6 +125,12 @@ class Choosing:
         ]
         self._runs.engine.forget(plans)
         return self._ordered(both)
+
+    def _room(self) -> int:
+        """Count the combinations that there is room for on the second rung, the last one being paid for."""
+        _, later, last = self._rungs.lengths
+        duel = self._rungs.places[2] * (2 * last - later)
+        return max(0, self._rungs.most_steps - self._spent - duel) // later
 
     def _entrants(self, treatments: Sequence[AbstractTreatment], most: int) -> list[Entrant]:
         chosen = candidates(self._task, treatments, seed=self._seed, most=most, known=frozenset(self._known))
@@ -149,6 +157,7 @@ class Choosing:
         """Train entrants up to a step and rank those that came through."""
         going = [one for one in entrants if one.trial is None or (one.alive and one.trial.steps < until)]
         rest = [one for one in entrants if one not in going]
+        self._spent += sum(until - (one.trial.steps if one.trial is not None else 0) for one in going)
         results = self._runs.run([self._plan(one, until, stage) for one in going]) if going else ()
         ran = [_with(going[place], result) for place, result in sorted(results, key=lambda pair: pair[0])]
         self._lost += [one for one in ran if not one.alive]
