@@ -21,10 +21,10 @@ cannot be compared with each other, only within a table.
 their order, the number of attempts, up to ten rounds, and that it goes on from the weights that it found, unless the
 issue is the output, the loss or the data. Where the published code cannot do what the paper says it does, ours is
 kinder: weights that are not finite are redrawn in all layers, noise can go in front of the first layer, an activation
-that is a layer of its own is replaced too, a new initialiser counts in the trainings from fresh weights (it changes none
-that are there). Accuracy is measured after each pass on all rows, where Keras averages over the pass; the threshold of
-a good one is its default, 0.7. Regression it does not support, as in the original. It takes *no detector signal* for
-*solved*, and hands out the model that it has just trained (column "its model").
+that is a layer of its own is replaced too, a new initialiser counts in the trainings from fresh weights (it changes
+none that are there). Accuracy is measured after each pass on all rows, where Keras averages over the pass; the
+threshold of a good one is its default, 0.7. Regression it does not support, as in the original. It takes *no detector
+signal* for *solved*, and hands out the model that it has just trained (column "its model").
 
 **Random search** goes over the space of the published comparison (*wide*: thirteen losses, seven optimizers, six batch
 sizes, a learning rate uniform from 1e-6 to 10, eleven activations and thirteen initialisers for every layer on its own)
@@ -116,52 +116,6 @@ def _behind(results: Sequence[Result]) -> str:
         if rivals:
             behind = f"- {key}, {_contest(key).name}: behind {', '.join(rivals)}."
             lines.append(f"{behind} Found: {_found(same)}. evengrad: {_said(same, 'evengrad')}.")
-    return "\n".join(lines)
-
-
-def _table(results: Sequence[Result]) -> str:
-    names = [method.name for method in results[0].methods]
-    rows = [
-        f"| | program | faulty | {' | '.join(names)} | fix | AUTOTRAINER: its model |",
-        "| --- " * (len(names) + 5) + "|",
-    ]
-    for key, same in of_keys(results).items():
-        numbers = averages(same)
-        best = max(numbers[name] for name in names)
-        marks = ["**" if numbers[name] >= best - CLOSE else "" for name in names]
-        shown = [f"{mark}{numbers[name]:.3f}{mark}" for name, mark in zip(names, marks, strict=True)]
-        own = [_named(result, "AUTOTRAINER").own for result in same]
-        handed = average(own) if any(one is not None for one in own) else None
-        rows.append(
-            f"| {key} | {_contest(key).name} | {numbers['faulty']:.3f} | {' | '.join(shown)} | {numbers['fix']:.3f} | "
-            f"{'-' if handed is None else f'{handed:.3f}'} |"
-        )
-    return "\n".join(rows) + "\n"
-
-
-def _published(results: Sequence[Result]) -> str:
-    rows = ["| | where from | faulty | random | AUTOTRAINER | fix | what differs here |", "| --- " * 7 + "|"]
-    for key in of_keys(results):
-        contest = _contest(key)
-        rows.append(f"| {key} | {contest.origin} | {' | '.join(contest.published)} | {contest.note} |")
-    return (
-        "Kim, Humbatova and others, Repairing DNN architecture: are we there yet? (with a budget of twenty "
-        "trainings, ten repeats; T/O: no result in time, N/A: not supported or nothing found).\n\n"
-        + "\n".join(rows) + "\n"
-    )  # fmt: skip
-
-
-def _behind(results: Sequence[Result]) -> str:
-    lines = []
-    for key, same in of_keys(results).items():
-        numbers = averages(same)
-        rivals = [method.name for method in same[0].methods[1:] if numbers[method.name] > numbers["evengrad"] + CLOSE]
-        if rivals:
-            codes = ", ".join(dict.fromkeys(code for one in same for code in one.findings)) or "nothing"
-            ended = _said(same, "evengrad")
-            lines.append(
-                f"- {key}, {_contest(key).name}: behind {', '.join(rivals)}. Found: {_found(same)}. evengrad: {ended}."
-            )
     return "\n".join(lines) + "\n" if lines else "Nowhere.\n"
 
 
