@@ -118,7 +118,7 @@ def test_no_combination_is_tried_where_a_single_treatment_suffices(task):
 def test_the_only_one_that_suffices_gets_a_rival_and_the_whole_costs_no_more_than_was_promised(task):
     engine = Script({label(SINGLES[0]): lambda part, seed: 0.5 + part / 2})
     chosen(task, engine)
-    assert [end for label, _, end in engine.ran if "+" in label][0] == 40
+    assert next(end for label, _, end in engine.ran if "+" in label) == 40
     furthest = {}
     for label_, seed, end in engine.ran:
         furthest[label_, seed] = max(end, furthest.get((label_, seed), 0))

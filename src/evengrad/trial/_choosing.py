@@ -140,7 +140,10 @@ class Choosing:
     def _combinations(
         self, field: Sequence[Entrant], treatments: Sequence[AbstractTreatment], most: int
     ) -> list[Entrant]:
-        """Combine the best with what the diagnosis of their own trials proposes, and with the next best."""
+        """Combine the best with what the diagnosis of their own trials proposes, and with the next best.
+
+        A change of the model goes with one of the training first: two of a kind have less to add to each other.
+        """
         if most < 1:
             return []
         by_base: list[list[AbstractTreatment]] = []
@@ -148,8 +151,10 @@ class Choosing:
         for base in field[:BASES]:
             found = _findings_of(base)
             next_best = [one for one in tried if one is not base.treatment]
-            others = [*proposed(found)[:OTHERS], *next_best[:OTHERS], *treatments[:OTHERS]]
-            by_base.append(combined(base.treatment, others))
+            others = [*proposed(found)[:OTHERS], *next_best, *treatments]
+            kinds = _kinds(base.treatment)
+            others = sorted(others, key=lambda one: _kinds(one) <= kinds)  # noqa: B023, it is called at once
+            by_base.append(combined(base.treatment, others[: 2 * OTHERS]))
         in_turn = [pair for turn in zip_longest(*by_base) for pair in turn if pair is not None]
         return self._entrants(in_turn, most)
 
@@ -204,6 +209,10 @@ class Choosing:
             self._stopped = f"no candidate could have gained more than {least:.2g} by training on"
             return True
         return False
+
+
+def _kinds(treatment: AbstractTreatment) -> frozenset[bool]:
+    return frozenset(part.changes_model for part in parts_of(treatment))
 
 
 def _with(entrant: Entrant, result: Course | Failure) -> Entrant:
