@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evengrad.nouns import TreatmentError
-from evengrad.treat import OnlyInEvaluation, RemoveOutputActivation
+from evengrad.nouns import Task, TreatmentError
+from evengrad.treat import Combined, OnlyInEvaluation, Reinitialize, RemoveOutputActivation
 
 
 def net(*last, out=3):
@@ -210,3 +210,21 @@ def test_without_the_softmax_before_a_cross_entropy_more_is_learned_in_the_same_
             optimizer.step()
         accuracies.append(float((model(x).argmax(1) == target).float().mean()))
     assert accuracies[1] > accuracies[0] + 0.1
+
+
+def test_combined_with_another_it_still_asks_the_loss():
+    """A softmax over one unit before a cross entropy of probabilities becomes a sigmoid in company as well."""
+    inputs = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    targets = (inputs[:, :1] > 0).float()
+    task = Task(
+        model=lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1), nn.Softmax(1)),
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        loss=nn.functional.binary_cross_entropy,
+        train=lambda: [(inputs, targets)],
+        validate=lambda model: 0.0,
+        steps=1,
+    )
+    treated = Combined((RemoveOutputActivation(), Reinitialize())).treat_task(task)
+    output = treated.subject.model()(100 * inputs).detach()
+    assert task.loss(output, targets).isfinite()
+    assert 0.0 <= float(output.min()) < float(output.max()) <= 1.0

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from evengrad.nouns import Finding, Trial
-from evengrad.trial._judge import judge, ranked
+from evengrad.trial._judge import Floor, Standing, judge, ranked
 
 
 def trial(metric, *, symptom=0.0, findings=(), seed=0, label="X()"):
@@ -119,13 +119,34 @@ def test_nothing_confirmed_is_not_cured():
     ],
 )
 def test_ranking_prefers(trials, winner):
-    assert ranked([(*pair, True) for pair in trials])[0] == winner
+    assert ranked([Standing(trial=one, effort=effort) for one, effort in trials])[0] == winner
+
+
+def standing(metric, effort=1, *, losses=(), findings=(), same_loss=True):
+    return Standing(trial=replace(trial(metric, findings=findings), losses=losses), effort=effort, same_loss=same_loss)
+
+
+FLAT, FALLING = (0.7,) * 20, (0.7,) * 10 + (0.4,) * 10
 
 
 def test_where_no_metric_has_moved_yet_the_one_that_learns_is_ahead():
-    flat, falling = (replace(trial(0.5), losses=losses) for losses in ((0.7,) * 20, (0.7,) * 10 + (0.4,) * 10))
-    assert ranked([(flat, 1, True), (falling, 5, True)]) == [1, 0]
-    assert ranked([(flat, 1, True), (falling, 5, False)]) == [0, 1], "another loss says nothing"
+    assert ranked([standing(0.5, losses=FLAT), standing(0.5, 5, losses=FALLING)]) == [1, 0]
+    other = standing(0.5, 5, losses=FALLING, same_loss=False)
+    assert ranked([standing(0.5, losses=FLAT), other]) == [0, 1], "another loss says nothing"
+
+
+def test_who_has_only_learnt_the_mean_faster_has_shown_nothing():
+    """R2 of a regression: -7 and -0.1 are both worse than a constant, which the untreated training reaches."""
+    slow, fast = standing(-7.0, losses=(9.0,) * 20), standing(-0.1, findings=("EG103",), losses=(2.0,) * 20)
+    assert ranked([fast, slow]) == [0, 1]
+    assert ranked([fast, slow], Floor(metric=0.005, loss=1.5)) == [1, 0]
+
+
+def test_among_those_that_have_shown_nothing_the_larger_change_has_more_hope_when_it_is_time():
+    small, large = standing(0.1, 1), standing(0.1, 5)
+    assert ranked([small, large], Floor(metric=0.2)) == [0, 1]
+    assert ranked([small, large], Floor(metric=0.2), bold=True) == [1, 0]
+    assert ranked([standing(0.9, 5), standing(0.9, 1)], Floor(metric=0.2), bold=True) == [1, 0], "both have"
 
 
 def test_a_verdict_carries_the_mean_gain_and_its_interval():

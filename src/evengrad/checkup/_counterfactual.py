@@ -134,10 +134,11 @@ def _tried(cure: Cure, result: _Measured, code: str, before: _Before) -> Cure:
 def _rank(cure: Cure, effort: int) -> tuple[bool, bool, float, int]:
     """Removers first, of those the ones that bring no other finding, then whole decades of relief, then effort.
 
-    Whole decades, because a tenth of a decade more is no reason for the larger change.
+    Whole decades, because a tenth of a decade more is no reason for the larger change. What was not tried stays in the
+    order in which the rule proposes it.
     """
     relief = cure.relief_decades
-    return (not cure.removes, bool(cure.brings), -round(relief) if relief is not None else 0, effort)
+    return (not cure.removes, bool(cure.brings), -round(relief or 0.0), effort if cure.tried else 0)
 
 
 def _cause(ranked: list[tuple[Cure, int]]) -> str:

@@ -8,8 +8,13 @@ from torch import nn
 from evengrad.nouns import SettingError, Task
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._normalize_input import NormalizeInput
+from evengrad.treat._remove_output_activation import RemoveOutputActivation
 from evengrad.treat._on_a_copy import treated_copy
 from evengrad.treat._on_a_task import task_with_treated_model
+
+
+# One reads all of the training data, the other what the loss takes.
+ASK_THE_TASK = (NormalizeInput, RemoveOutputActivation)
 
 
 @final
@@ -60,8 +65,8 @@ class Combined(AbstractTreatment):
         return treated_copy(self, model, seed=seed, batch_input=batch_input)
 
     def treat_task(self, task: Task, *, seed: int = 0) -> Treated[Task]:
-        """Apply all parts to one copy of the task, one by one where a part reads more of the data than a batch."""
-        if self.changes_model and not any(isinstance(part, NormalizeInput) for part in self.treatments):
+        """Apply all parts to one copy of the task, one by one where a part asks more of it than a batch."""
+        if self.changes_model and not any(isinstance(part, ASK_THE_TASK) for part in self.treatments):
             return task_with_treated_model(self, task, seed)
         changes: list[str] = []
         code: list[str] = []

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from math import isfinite
 from statistics import mean
 from typing import final
 
-from evengrad.nouns import Finding, Task, Trial
+from evengrad.nouns import Task, Trial
 from evengrad.treat import AbstractTreatment
 from evengrad.trial._candidates import Candidate, candidates, combined, parts_of, proposed
 from evengrad.trial._course import Course
 from evengrad.trial._engine import Failure
-from evengrad.trial._judge import LEAST_GAIN_FRAC, loss_at_end, ranked
+from evengrad.trial._judge import LEAST_GAIN_FRAC, Floor, Standing, loss_at_end, ranked
 from evengrad.trial._plan import Plan
 from evengrad.trial._rungs import MOST_COMBINED, MOST_SINGLES, Rungs
 from evengrad.trial._runs import Runs
+from evengrad.trial._tailored import tailored
 
 BASES = 3  # single treatments that combinations are made from
 OTHERS = 3  # further single treatments that each of them is combined with
@@ -31,11 +33,13 @@ class Entrant:
 
     Args:
         candidate: What is tried.
+        place: In the order in which all were proposed.
         trial: So far; None before the first step.
         course: What was read on the way; None before the first step and where it came to nothing.
     """
 
     candidate: Candidate
+    place: int = 0
     trial: Trial | None = None
     course: Course | None = None
 
@@ -77,6 +81,9 @@ class Choosing:
         self._seed, self._second_seed = seeds
         self._untreated = untreated
         self._floor = floor
+        known = [metric for metric in (floor, untreated.metric) if metric is not None]
+        loss = loss_at_end(untreated)
+        self._nothing = Floor(metric=max(known, default=None), loss=loss if isfinite(loss) else float("inf"))
         self._spent = 0
         self._known: set[str] = set()
         self._lost: list[Entrant] = []  # those that failed on the first rung: two of them may hold where neither does
@@ -134,8 +141,9 @@ class Choosing:
 
     def _entrants(self, treatments: Sequence[AbstractTreatment], most: int) -> list[Entrant]:
         chosen = candidates(self._task, treatments, seed=self._seed, most=most, known=frozenset(self._known))
+        first = len(self._known)
         self._known |= {one.label for one in chosen}
-        return [Entrant(candidate=one) for one in chosen]
+        return [Entrant(candidate=one, place=first + place) for place, one in enumerate(chosen)]
 
     def _combinations(
         self, field: Sequence[Entrant], treatments: Sequence[AbstractTreatment], most: int
@@ -149,11 +157,11 @@ class Choosing:
         by_base: list[list[AbstractTreatment]] = []
         tried = [entrant.treatment for entrant in field]
         for base in field[:BASES]:
-            found = _findings_of(base)
+            found = () if base.course is None else tailored(base.course.findings, base.course.record)
             next_best = [one for one in tried if one is not base.treatment]
             others = [*proposed(found)[:OTHERS], *next_best, *treatments]
             kinds = _kinds(base.treatment)
-            others = sorted(others, key=lambda one: _kinds(one) <= kinds)  # noqa: B023, it is called at once
+            others = sorted(others, key=lambda one: _kinds(one) <= kinds)
             by_base.append(combined(base.treatment, others[: 2 * OTHERS]))
         in_turn = [pair for turn in zip_longest(*by_base) for pair in turn if pair is not None]
         return self._entrants(in_turn, most)
@@ -169,9 +177,14 @@ class Choosing:
         return self._ordered([*ran, *rest])
 
     def _ordered(self, entrants: Sequence[Entrant]) -> list[Entrant]:
-        alive = [one for one in entrants if one.alive]
-        trials = [(one.trial, one.treatment.effort, one.same_loss) for one in alive if one.trial is not None]
-        return [alive[place] for place in ranked(trials)]
+        alive = sorted((one for one in entrants if one.alive), key=lambda one: one.place)
+        standings = [
+            Standing(trial=one.trial, effort=one.treatment.effort, same_loss=one.same_loss)
+            for one in alive
+            if one.trial is not None
+        ]
+        bold = any(standing.trial.steps > self._rungs.lengths[0] for standing in standings)
+        return [alive[place] for place in ranked(standings, self._nothing, bold=bold)]
 
     def _cut(self, field: list[Entrant], count: int) -> list[Entrant]:
         self._runs.engine.forget([self._plan(one, 0, "") for one in field[count:]])
@@ -242,7 +255,3 @@ def _bound(trial: Trial, first: int, later: int, steps: int) -> float | None:
     if start is None or end is None:
         return None
     return end + max(0.0, end - start) / (later - first) * (steps - later)
-
-
-def _findings_of(entrant: Entrant) -> tuple[Finding, ...]:
-    return entrant.course.findings if entrant.course is not None else ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from statistics import mean, median
 
@@ -16,36 +17,80 @@ LEAST_GAIN_FRAC = 0.01
 TAIL_FRAC = 0.1  # of the losses, over which their noise is averaged
 
 
-def ranked(trials: Sequence[tuple[Trial, int, bool]]) -> list[int]:
-    """Rank the trials of one rung: finished before failed, metric, free of findings, loss, effort.
-
-    What counts as equal is measured by the spread between the best and the median, not by the worst: a single candidate
-    that is far off would make all others equal. Early on the metric of all may still be that of guessing; then the loss
-    tells who learns.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Floor:
+    """What a training reaches that learns no more than the untreated one: a metric or loss no better shows nothing.
 
     Args:
-        trials: Each with the effort of its treatment, and whether its loss is the same function as that of the others.
+        metric: The better of the untreated training at its end and a fresh model; None if unknown.
+        loss: Of the untreated training at its end; infinite if unknown.
+    """
+
+    metric: float | None = None
+    loss: float = float("inf")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """A trial of one rung, to be ranked.
+
+    Args:
+        trial: So far.
+        effort: Of its treatment.
+        same_loss: Whether its loss is the same function as that of the others.
+    """
+
+    trial: Trial
+    effort: int
+    same_loss: bool = True
+
+
+def ranked(standings: Sequence[Standing], floor: Floor | None = None, *, bold: bool = False) -> list[int]:
+    """Rank the trials of one rung: finished before failed, metric, fewest findings, loss, effort, place.
+
+    What counts as equal is measured by the spread between the best and the median, not by the worst: a single candidate
+    that is far off would make all others equal. Metrics and losses that are no better than the floor are equal too: who
+    has only learnt the mean faster has shown nothing. Among equals that have shown something the smaller change wins;
+    among those that have not, the place in the list, or the larger change where it is time to be bold.
+
+    Args:
+        standings: In the order in which they were proposed.
+        floor: What shows nothing.
+        bold: Whether the larger change has more hope among those that have shown nothing.
 
     Returns:
-        Indices into `trials`, the best first.
+        Indices, the best first.
     """
-    metrics = [trial.metric for trial, _, _ in trials if trial.metric is not None]
-    best = max(metrics, default=0.0)
-    step = max(EQUAL_FRAC * (best - median(metrics)), LEAST_GAIN_FRAC / 2 * abs(best), 1e-12) if metrics else 1.0
-    losses = [loss for trial, _, same in trials if same and isfinite(loss := loss_at_end(trial))]
-    least = min(losses, default=0.0)
-    loss_step = max(EQUAL_FRAC * (median(losses) - least), LEAST_GAIN_FRAC / 2 * abs(least), 1e-12) if losses else 1.0
+    floor = floor or Floor()
+    metrics = [_above(one.trial.metric, floor.metric) for one in standings if one.trial.metric is not None]
+    losses = [loss for one in standings if one.same_loss and isfinite(loss := min(loss_at_end(one.trial), floor.loss))]
+    best, step = max(metrics, default=0.0), _step(metrics, max)
+    least, loss_step = min(losses, default=0.0), _step(losses, min)
 
-    def key(index: int) -> tuple[bool, float, bool, float, int, int]:
-        trial, effort, same = trials[index]
+    def key(index: int) -> tuple[bool, float, int, float, int, int]:
+        trial, effort = standings[index].trial, standings[index].effort
         if trial.metric is None:
-            return (True, 0.0, True, 0.0, effort, index)
-        behind = round((best - trial.metric) / step)
-        loss = loss_at_end(trial)
-        loss_behind = round((loss - least) / loss_step) if same and isfinite(loss) else 0
-        return (False, behind, bool(trial.findings), loss_behind, effort, index)
+            return (True, 0.0, len(trial.findings), 0.0, effort, index)
+        behind = round((best - _above(trial.metric, floor.metric)) / step)
+        loss = min(loss_at_end(trial), floor.loss) if standings[index].same_loss else least
+        loss_behind = round((loss - least) / loss_step) if isfinite(loss) else 0
+        shown = floor.metric is None or trial.metric > floor.metric + step
+        change = effort if shown else -effort if bold else 0
+        return (False, behind, len(trial.findings), loss_behind, change, index)
 
-    return sorted(range(len(trials)), key=key)
+    return sorted(range(len(standings)), key=key)
+
+
+def _above(metric: float, floor: float | None) -> float:
+    return metric if floor is None else max(metric, floor)
+
+
+def _step(values: Sequence[float], best_of: Callable[[Sequence[float]], float]) -> float:
+    """Say how near two values are the same."""
+    if not values:
+        return 1.0
+    best = best_of(values)
+    return max(EQUAL_FRAC * abs(best - median(values)), LEAST_GAIN_FRAC / 2 * abs(best), 1e-12)
 
 
 def loss_at_end(trial: Trial) -> float:

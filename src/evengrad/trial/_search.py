@@ -24,6 +24,7 @@ from evengrad.trial._runs import Runs
 from evengrad.trial._seeded import seeded
 from evengrad.trial._story import curves, facts, headline, heat_maps
 from evengrad.trial._suspicions import suspected
+from evengrad.trial._tailored import tailored
 from evengrad.trial._user_code import untrained_metric
 from evengrad.trial._without import not_by_a_tool, without_findings
 
@@ -122,7 +123,7 @@ class Search:
             return []
         if self.findings:
             self.findings = explained(self.task, self.findings, seed=self.seed, progress=self._explaining)
-            return proposed(self.findings)
+            return proposed(tailored(self.findings, self.scout.record))
         treatments, why = suspected(self.scout)
         self.notes += why
         return treatments
