@@ -17,27 +17,29 @@ from evengrad.trial._user_code import first_batch, fresh_model
 LEAST_RELIEF_DECADES = 0.5
 # Where treatments are combined, what is at the output and the functions come before the weights that are scaled for
 # them, a norm before the shortcut around it, what wraps the model behind what changes its inside, the training last.
-ORDER = (
-    "RemoveOutputActivation",
-    "AddActivation",
-    "SwapActivation",
-    "UseGatedCell",
-    "AddNormalization",
-    "AddResidual",
-    "KeepInFloat32",
-    "Reinitialize",
-    "TruncateBackprop",
-    "NormalizeInput",
-    "NormalizeTarget",
-    "TrainEverything",
-    "SwapOptimizer",
-    "SetOptimizer",
-    "ScaleLearningRate",
-    "WarmUp",
-    "ClipGradients",
-    "ConstrainWeights",
-    "ScaleLoss",
-)
+# Beside each, what it acts on: two that act on the same have less to add to each other.
+KINDS = {
+    "RemoveOutputActivation": "output",
+    "AddActivation": "functions",
+    "SwapActivation": "functions",
+    "UseGatedCell": "structure",
+    "AddNormalization": "structure",
+    "AddResidual": "structure",
+    "KeepInFloat32": "precision",
+    "Reinitialize": "weights",
+    "TruncateBackprop": "time",
+    "NormalizeInput": "input",
+    "NormalizeTarget": "target",
+    "TrainEverything": "reach",
+    "SwapOptimizer": "steps",
+    "SetOptimizer": "steps",
+    "ScaleLearningRate": "steps",
+    "WarmUp": "steps",
+    "ClipGradients": "steps",
+    "ConstrainWeights": "steps",
+    "ScaleLoss": "precision",
+}
+ORDER = tuple(KINDS)
 # Of these only one at a time makes sense.
 EXCLUDE = (frozenset({"SwapOptimizer", "ScaleLearningRate"}), frozenset({"SwapOptimizer", "SetOptimizer"}))
 
@@ -138,6 +140,21 @@ def combined(first: AbstractTreatment, others: Iterable[AbstractTreatment]) -> l
             continue
         found.append(Combined(tuple(sorted(whole.values(), key=lambda part: _place(part.name)))))
     return list(found)
+
+
+def likeness(base: AbstractTreatment, other: AbstractTreatment, *, own: bool) -> tuple[bool, bool, bool]:
+    """Rank a partner for a treatment: what acts on something else first, then what its own trial is found to lack.
+
+    Args:
+        base: What is to be combined.
+        other: With what.
+        own: Whether the diagnosis of the trial of `base` proposes it.
+    """
+    kinds = {KINDS.get(part.name, part.name) for part in parts_of(base)}
+    sides = {part.changes_model for part in parts_of(base)}
+    same_kind = all(KINDS.get(part.name, part.name) in kinds for part in parts_of(other))
+    same_side = all(part.changes_model in sides for part in parts_of(other))
+    return (same_kind, not own, same_side and not own)
 
 
 def parts_of(treatment: AbstractTreatment) -> tuple[AbstractTreatment, ...]:

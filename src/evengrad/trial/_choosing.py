@@ -10,8 +10,8 @@ from statistics import mean
 from typing import final
 
 from evengrad.nouns import Task, Trial
-from evengrad.treat import AbstractTreatment
-from evengrad.trial._candidates import Candidate, candidates, combined, parts_of, proposed
+from evengrad.treat import AbstractTreatment, ScaleLearningRate
+from evengrad.trial._candidates import Candidate, candidates, combined, likeness, parts_of, proposed
 from evengrad.trial._course import Course
 from evengrad.trial._engine import Failure
 from evengrad.trial._judge import LEAST_GAIN_FRAC, Floor, Standing, loss_at_end, ranked
@@ -22,6 +22,9 @@ from evengrad.trial._tailored import tailored
 
 BASES = 3  # single treatments that combinations are made from
 OTHERS = 3  # further single treatments that each of them is combined with
+
+# What a training lacks that is fine and slow.
+FASTER = ScaleLearningRate(factor=10.0)
 
 # Of these the loss is another function afterwards, so that losses do not compare.
 OTHER_LOSS = frozenset({"NormalizeTarget"})
@@ -148,23 +151,37 @@ class Choosing:
     def _combinations(
         self, field: Sequence[Entrant], treatments: Sequence[AbstractTreatment], most: int
     ) -> list[Entrant]:
-        """Combine the best with what the diagnosis of their own trials proposes, and with the next best.
-
-        A change of the model goes with one of the training first: two of a kind have less to add to each other.
-        """
+        """Combine the best with what the diagnosis of their own trials proposes, and with the next best."""
         if most < 1:
             return []
-        by_base: list[list[AbstractTreatment]] = []
         tried = [entrant.treatment for entrant in field]
-        for base in field[:BASES]:
-            found = () if base.course is None else tailored(base.course.findings, base.course.record)
-            next_best = [one for one in tried if one is not base.treatment]
-            others = [*proposed(found)[:OTHERS], *next_best, *treatments]
-            kinds = _kinds(base.treatment)
-            others = sorted(others, key=lambda one: _kinds(one) <= kinds)
-            by_base.append(combined(base.treatment, others[: 2 * OTHERS]))
+        by_base = [
+            self._partners(base, [one for one in tried if one is not base.treatment], treatments)
+            for base in field[:BASES]
+        ]
         in_turn = [pair for turn in zip_longest(*by_base) for pair in turn if pair is not None]
         return self._entrants(in_turn, most)
+
+    def _partners(
+        self, base: Entrant, next_best: Sequence[AbstractTreatment], treatments: Sequence[AbstractTreatment]
+    ) -> list[AbstractTreatment]:
+        """Combine one with others, by rank."""
+        own = [] if base.course is None else proposed(tailored(base.course.findings, base.course.record))[:OTHERS]
+        if self._rises(base):
+            own.append(FASTER)
+        others = [*own, *next_best, *treatments]
+        order = sorted(
+            range(len(others)), key=lambda place: likeness(base.treatment, others[place], own=place < len(own))
+        )
+        return combined(base.treatment, [others[place] for place in order[: 2 * OTHERS]])
+
+    def _rises(self, entrant: Entrant) -> bool:
+        """Tell whether a training that is fine so far is slow: it learns, and at this rate not to the end."""
+        trial = entrant.trial
+        if trial is None or trial.metric is None or not self._suffices(entrant) or len(trial.metrics) < 2:
+            return False
+        before = trial.metrics[-2][1]
+        return before is not None and trial.metric - before > LEAST_GAIN_FRAC * abs(trial.metric)
 
     def _raced(self, entrants: Sequence[Entrant], until: int, stage: str) -> list[Entrant]:
         """Train entrants up to a step and rank those that came through."""
@@ -222,10 +239,6 @@ class Choosing:
             self._stopped = f"no candidate could have gained more than {least:.2g} by training on"
             return True
         return False
-
-
-def _kinds(treatment: AbstractTreatment) -> frozenset[bool]:
-    return frozenset(part.changes_model for part in parts_of(treatment))
 
 
 def _with(entrant: Entrant, result: Course | Failure) -> Entrant:
