@@ -13,6 +13,7 @@ from evengrad.treat import (
     Combined,
     Reinitialize,
     ScaleLearningRate,
+    SetOptimizer,
     SwapActivation,
     SwapOptimizer,
     make,
@@ -114,6 +115,26 @@ def test_a_combination_takes_a_third_part():
     assert [part.name for part in triple.treatments] == ["SwapActivation", "Reinitialize", "ClipGradients"]
 
 
-def test_two_of_a_kind_and_two_learning_rates_are_not_combined():
+def test_two_of_a_name_and_settings_of_an_optimizer_that_goes_are_not_combined():
     assert combined(SwapActivation(to="tanh"), [SwapActivation(to="relu")]) == []
-    assert combined(SwapOptimizer(), [ScaleLearningRate(factor=0.1)]) == []
+    assert combined(SwapOptimizer(), [SetOptimizer(eps=1e-8)]) == []
+
+
+def test_a_rate_is_followed_while_it_helps():
+    (faster,) = combined(ScaleLearningRate(factor=10.0), [ScaleLearningRate(factor=10.0)])
+    assert faster == ScaleLearningRate(factor=100.0)
+    assert combined(ScaleLearningRate(factor=10.0), [ScaleLearningRate(factor=0.1)]) == []
+    base = Combined((Reinitialize(), ScaleLearningRate(factor=0.1)))
+    (slower,) = combined(base, [ScaleLearningRate(factor=0.1)])
+    assert slower.treatments[-1] == ScaleLearningRate(factor=0.01)
+
+
+def test_another_optimizer_goes_before_the_rate_that_is_scaled():
+    (pair,) = combined(ScaleLearningRate(factor=10.0), [SwapOptimizer()])
+    assert [part.name for part in pair.treatments] == ["SwapOptimizer", "ScaleLearningRate"]
+
+
+def test_a_third_number_for_the_same_treatment_waits_for_the_others():
+    rates = [Cure(treatment="ScaleLearningRate", settings=(("factor", factor),)) for factor in (0.1, 0.01, 0.001)]
+    names = labels(finding(*rates, Cure(treatment="ClipGradients")))
+    assert names == ["ScaleLearningRate", "ScaleLearningRate", "ClipGradients", "ScaleLearningRate"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from evengrad.checkup import Patient, Progress, with_causes
 from evengrad.nouns import Cure, EvengradError, Finding, Task
 from evengrad.probe import probe
-from evengrad.treat import AbstractTreatment, Combined, Treated, make
+from evengrad.treat import AbstractTreatment, Combined, ScaleLearningRate, Treated, make
 from evengrad.trial._precision import autocast_of
 from evengrad.trial._seeded import seeded
 from evengrad.trial._user_code import first_batch, fresh_model
@@ -41,7 +42,9 @@ KINDS = {
 }
 ORDER = tuple(KINDS)
 # Of these only one at a time makes sense.
-EXCLUDE = (frozenset({"SwapOptimizer", "ScaleLearningRate"}), frozenset({"SwapOptimizer", "SetOptimizer"}))
+EXCLUDE = (frozenset({"SwapOptimizer", "SetOptimizer"}),)
+# A third of the same name, with yet another number, waits until all others have had their turn.
+MOST_OF_A_NAME = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +94,13 @@ def proposed(findings: Sequence[Finding]) -> list[AbstractTreatment]:
             known = ranks.get(treatment.label)
             if known is None or rank < known[0]:
                 ranks[treatment.label] = (rank, treatment)
-    return [treatment for _, treatment in sorted(ranks.values(), key=lambda pair: pair[0])]
+    by_rank = [treatment for _, treatment in sorted(ranks.values(), key=lambda pair: pair[0])]
+    counts: Counter[str] = Counter()
+    late = []
+    for treatment in by_rank:
+        counts[treatment.name] += 1
+        late.append(counts[treatment.name] > MOST_OF_A_NAME)
+    return [one for waits in (False, True) for one, is_late in zip(by_rank, late, strict=True) if is_late == waits]
 
 
 def _group(cure: Cure) -> int | None:
@@ -131,15 +140,36 @@ def candidates(
 
 
 def combined(first: AbstractTreatment, others: Iterable[AbstractTreatment]) -> list[AbstractTreatment]:
-    """Combine one treatment with each of the others that goes with it, in the order in which they work together."""
-    parts = parts_of(first)
-    found = []
+    """Combine one treatment with each of the others that goes with it, in the order in which they work together.
+
+    A factor of the learning rate and another make their product: so a rate is followed up or down while that helps.
+    """
+    found: list[AbstractTreatment] = []
     for other in others:
-        whole = {part.name: part for part in (*parts, *parts_of(other))}
-        if len(whole) < len(parts) + len(parts_of(other)) or _clash(frozenset(whole)):
+        whole = _together(parts_of(first), parts_of(other))
+        if whole is None or _clash(frozenset(whole)):
             continue
-        found.append(Combined(tuple(sorted(whole.values(), key=lambda part: _place(part.name)))))
-    return list(found)
+        parts = tuple(sorted(whole.values(), key=lambda part: _place(part.name)))
+        found.append(Combined(parts) if len(parts) > 1 else parts[0])
+    return found
+
+
+def _together(
+    first: Sequence[AbstractTreatment], second: Sequence[AbstractTreatment]
+) -> dict[str, AbstractTreatment] | None:
+    """Join two lists of parts by name; two factors of a learning rate multiply, two others of a name do not go."""
+    whole = {part.name: part for part in first}
+    for part in second:
+        known = whole.get(part.name)
+        if isinstance(known, ScaleLearningRate) and isinstance(part, ScaleLearningRate):
+            factor = float(f"{known.factor * part.factor:.6g}")
+            if factor == 1.0:
+                return None
+            part = ScaleLearningRate(factor=factor)  # noqa: PLW2901
+        elif known is not None:
+            return None
+        whole[part.name] = part
+    return whole
 
 
 def likeness(base: AbstractTreatment, other: AbstractTreatment, *, own: bool) -> tuple[bool, bool, bool]:
@@ -152,7 +182,8 @@ def likeness(base: AbstractTreatment, other: AbstractTreatment, *, own: bool) ->
     """
     kinds = {KINDS.get(part.name, part.name) for part in parts_of(base)}
     sides = {part.changes_model for part in parts_of(base)}
-    same_kind = all(KINDS.get(part.name, part.name) in kinds for part in parts_of(other))
+    follows = own and isinstance(other, ScaleLearningRate) and other.name in {part.name for part in parts_of(base)}
+    same_kind = not follows and all(KINDS.get(part.name, part.name) in kinds for part in parts_of(other))
     same_side = all(part.changes_model in sides for part in parts_of(other))
     return (same_kind, not own, same_side and not own)
 

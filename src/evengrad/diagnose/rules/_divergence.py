@@ -81,7 +81,7 @@ class Divergence(AbstractRunRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose shorter steps."""
-        return (*SMALLER_STEPS, *CLIPPING, cure("SetOptimizer"), *ANOTHER_OPTIMIZER)
+        return (*SMALLER_STEPS, *CLIPPING, cure("SetOptimizer"), *ANOTHER_OPTIMIZER, cure("Reinitialize"))
 
 
 Told = Sequence[tuple[int, float]]

@@ -100,7 +100,14 @@ class LearningRateTooHigh(AbstractRunRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose smaller steps, clipping, then an optimizer whose steps have a size."""
-        return (*SMALLER_STEPS, cure("ScaleLearningRate", factor=0.001), *CLIPPING, *ANOTHER_OPTIMIZER)
+        return (
+            *SMALLER_STEPS[:1],
+            *CLIPPING,
+            *ANOTHER_OPTIMIZER,
+            *SMALLER_STEPS[1:],
+            cure("Reinitialize"),
+            cure("ScaleLearningRate", factor=0.001),
+        )
 
 
 def _decades(ratio: float) -> float:

@@ -7,7 +7,7 @@ from evengrad.diagnose._abstract import AbstractRule, Sign, Tells
 from evengrad.diagnose._loss_graph import certain_cause, risks
 from evengrad.diagnose._onset import broken_by, came_out_of_nothing, of_the_last_graph, said_before
 from evengrad.diagnose._profile import WIDEST_DECADES
-from evengrad.diagnose._proposals import CLIPPING, SMALLER_STEPS
+from evengrad.diagnose._proposals import CLIPPING, SMALLER_STEPS, cure
 from evengrad.nouns import Cure, Ends, Evidence, Reading, Record, Severity
 
 
@@ -57,7 +57,7 @@ class NonFiniteLoss(AbstractRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose smaller steps, for where the output has grown; the rest is a change of the code."""
-        return (*SMALLER_STEPS, *CLIPPING)
+        return (*SMALLER_STEPS, *CLIPPING, cure("Reinitialize"))
 
 
 def _seen(reading: Reading, record: Record) -> Sign:
