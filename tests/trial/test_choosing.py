@@ -110,7 +110,7 @@ def test_the_best_metric_wins_and_the_worse_half_stops_early(task):
 
 
 def test_no_combination_is_tried_where_a_single_treatment_suffices(task):
-    engine = Script({label(one): lambda part, seed: 0.5 + part / 2 for one in SINGLES[:2]})
+    engine = Script({label(one): steady(0.9) for one in SINGLES[:2]})
     chosen(task, engine)
     assert not any("+" in label for label, _, _ in engine.ran)
 
@@ -168,3 +168,20 @@ def test_what_fails_on_the_second_seed_is_not_chosen(task):
     engine = Script({label(SINGLES[0]): lambda part, seed: fails[seed], label(SINGLES[1]): steady(0.9)})
     order, _ = chosen(task, engine)
     assert order == ["SwapActivation"]
+
+
+def test_a_leader_that_is_fine_and_slow_is_tried_with_larger_steps(task):
+    engine = Script({label(one): lambda part, seed: 0.5 + part / 2 for one in SINGLES[:3]})
+    chosen(task, engine)
+    assert any(name == f"{SINGLES[0].label} + ScaleLearningRate(factor=10.0)" for name, _, _ in engine.ran)
+
+
+def test_a_refinement_that_leads_is_refined_again(task):
+    fast = f"{SINGLES[0].label} + ScaleLearningRate(factor=10.0)"
+    engine = Script({label(SINGLES[0]): lambda part, seed: 0.5 + part / 4, fast: lambda part, seed: 0.6 + part / 4})
+    order, _ = chosen(task, engine, SINGLES[:1])
+    assert max(name.count("+") for name, _, _ in engine.ran) == 1, "nothing else goes with it"
+    engine = Script({label(SINGLES[0]): lambda part, seed: 0.5 + part / 4, fast: lambda part, seed: 0.6 + part / 4})
+    order, _ = chosen(task, engine, SINGLES[:3])
+    assert max(name.count("+") for name, _, _ in engine.ran) == 2
+    assert order[0] == "Combined"

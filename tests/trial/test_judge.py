@@ -158,3 +158,14 @@ def test_a_verdict_carries_the_mean_gain_and_its_interval():
 
 def test_without_a_finding_before_nothing_is_cured_only_improved():
     assert judge([trial(0.1)] * 3, [trial(0.9)] * 3, (), untrained=[0.0] * 3).outcome == "improved"
+
+
+def well(metric):
+    return trial(metric, label="untreated")
+
+
+def test_a_disease_of_some_seeds_is_cured_where_it_was_and_costs_nothing_where_it_was_not():
+    before = [sick(0.5), well(0.84), sick(0.5)]
+    assert verdict(before, [trial(0.85), trial(0.84), trial(0.86)]) == "cured"
+    assert verdict(before, [trial(0.85), trial(0.70), trial(0.86)]) == "not cured"
+    assert verdict([sick(0.5), well(0.84), well(0.84)], [trial(0.85)] * 3) == "not cured", "one seed proves nothing"

@@ -15,9 +15,9 @@ def test_choosing_costs_three_trainings_at_most(steps):
     assert rungs.lengths[-1] <= steps
 
 
-def test_the_cost_counts_each_step_once_and_the_last_rung_on_two_seeds():
-    # twelve for 10, four of them for 30 more, two of these for 40 more, and these two on another seed from the start
-    assert cost((10, 40, 80), (12, 4, 2)) == 12 * 10 + 4 * 30 + 2 * 40 + 2 * 80
+def test_the_cost_counts_each_step_once_and_the_last_few_on_two_seeds():
+    # twelve for 10, four of them for 30 more, two refinements and two on another seed for 40, two for 40 more
+    assert cost((10, 40, 80), (12, 4, 2), 2) == 12 * 10 + 4 * 30 + 2 * 40 + 2 * 40 + 2 * 40
 
 
 def test_an_allowance_is_kept_where_one_candidate_fits():

@@ -87,7 +87,6 @@ class Choosing:
         known = [metric for metric in (floor, untreated.metric) if metric is not None]
         loss = loss_at_end(untreated)
         self._nothing = Floor(metric=max(known, default=None), loss=loss if isfinite(loss) else float("inf"))
-        self._spent = 0
         self._known: set[str] = set()
         self._lost: list[Entrant] = []  # those that failed on the first rung: two of them may hold where neither does
         self._stopped = ""
@@ -114,15 +113,26 @@ class Choosing:
             field = self._ordered([*field, *self._raced(more, first, "halving 1")])
         field = self._raced(self._cut(field, places[1]), later, "halving 2")
         settled = self._settled(field, first, later)
-        if field and not settled and sum(map(self._suffices, field)) < places[2]:
-            # A rival for the only one that suffices, as far as nothing was spent on combinations before.
-            more = self._combinations(field[:1], treatments, self._room())
-            field = self._ordered([*field, *self._raced(more, later, "halving 2")])
+        if not settled:
+            field = self._refined(field, treatments)
         duel = self._cut(field, places[2])
         if not settled:
             duel = self._raced(duel, last, "halving 3")
         self._runs.engine.forget([self._plan(entrant, last, "") for entrant in duel])
-        return [entrant.candidate for entrant in self._on_another_seed(duel, later if settled else last)]
+        return [entrant.candidate for entrant in self._on_another_seed(duel, later)]
+
+    def _refined(self, field: list[Entrant], treatments: Sequence[AbstractTreatment]) -> list[Entrant]:
+        """Give the leader a rival that has one treatment more, and whoever leads then another.
+
+        Not where two suffice already and the leader is not slow.
+        """
+        for _ in range(self._rungs.refined):
+            enough = sum(map(self._suffices, field)) >= self._rungs.places[-1]
+            if not field or (enough and not self._rises(field[0])):
+                break
+            more = self._combinations(field[:1], treatments, 1)
+            field = self._ordered([*field, *self._raced(more, self._rungs.lengths[1], "halving 2")])
+        return field
 
     def _on_another_seed(self, duel: list[Entrant], until: int) -> list[Entrant]:
         """Rank the last few by the mean of two seeds: one seed may be kind to a treatment that others are not."""
@@ -135,12 +145,6 @@ class Choosing:
         ]
         self._runs.engine.forget(plans)
         return self._ordered(both)
-
-    def _room(self) -> int:
-        """Count the combinations that there is room for on the second rung, the last one being paid for."""
-        _, later, last = self._rungs.lengths
-        duel = self._rungs.places[2] * (2 * last - later)
-        return max(0, self._rungs.most_steps - self._spent - duel) // later
 
     def _entrants(self, treatments: Sequence[AbstractTreatment], most: int) -> list[Entrant]:
         chosen = candidates(self._task, treatments, seed=self._seed, most=most, known=frozenset(self._known))
@@ -187,7 +191,6 @@ class Choosing:
         """Train entrants up to a step and rank those that came through."""
         going = [one for one in entrants if one.trial is None or (one.alive and one.trial.steps < until)]
         rest = [one for one in entrants if one not in going]
-        self._spent += sum(until - (one.trial.steps if one.trial is not None else 0) for one in going)
         results = self._runs.run([self._plan(one, until, stage) for one in going]) if going else ()
         ran = [_with(going[place], result) for place, result in sorted(results, key=lambda pair: pair[0])]
         self._lost += [one for one in ran if not one.alive]

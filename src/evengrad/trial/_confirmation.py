@@ -40,6 +40,18 @@ class Confirmation:
         """Judge the pairs."""
         return judge(_trials(self.before), _trials(self.after), findings, untrained=self.untrained)
 
+    def hopeless(self, findings: tuple[Finding, ...]) -> bool:
+        """Tell whether more seeds cannot make it good: a pair whose untreated training is sick has not gained."""
+        if self.verdict(findings).outcome != "not cured":
+            return False
+        sick = [bool(one.trial.findings) or one.trial.metric is None for one in self.before]
+        return any(sick) or not findings or self._lost()
+
+    def _lost(self) -> bool:
+        """Tell whether a treated training failed or is worse than the untreated one."""
+        pairs = [(one.trial.metric, two.trial.metric) for one, two in zip(self.before, self.after, strict=True)]
+        return any(after is None or (before is not None and after < before) for before, after in pairs)
+
     def courses(self) -> tuple[list[Course], list[Course]]:
         """Give the untreated and the treated trainings that came through."""
         before = [one for one in self.before if isinstance(one, Course)]

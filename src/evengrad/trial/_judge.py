@@ -115,8 +115,9 @@ def judge(
 
     The metric has improved if on every seed the treated training beats both the untreated one and the untrained model,
     the smallest of these gains is larger than what the seed alone changes in the treated metric (its range over
-    seeds) and than 1 % of the metric, and the bootstrap interval of the mean gain lies above zero. The pathology has
-    improved if on every seed the treated training has no finding at all and the symptoms found before are smaller,
+    seeds) and than 1 % of the metric, and the bootstrap interval of the mean gain lies above zero. Where a disease
+    comes with some seeds only, at least two must be sick, and on the others nothing may be lost, to 1 %. The pathology
+    has improved if on every seed the treated training has no finding at all and the symptoms found before are smaller,
     where they have a size. *Cured* needs both, a finding before and at least two seeds; *improved* the metric.
 
     Args:
@@ -156,12 +157,17 @@ def beats_chance(before: Sequence[Trial], after: Sequence[Trial], untrained: Seq
     reached = [trial.metric for trial in after if trial.metric is not None]
     if not gains or len(reached) < len(after):
         return False
-    noise = max(reached) - min(reached)
     least = LEAST_GAIN_FRAC * max(abs(value) for value in reached)
+    noise = max(max(reached) - min(reached), least)
     known = [gain for gain in gains if gain is not None]
     if len(known) > 1 and interval_of_mean(known)[0] <= 0.0:
         return False
-    return all(gain > max(noise, least) for gain in known)
+    sick = [bool(trial.findings) or trial.metric is None for trial in before]
+    if not any(sick):
+        return all(gain > noise for gain in known)
+    pairs = [(gain, is_sick) for gain, is_sick in zip(gains, sick, strict=True) if gain is not None]
+    needed = min(2, len(before))  # of a disease that comes with some seeds only, one seed proves nothing
+    return sum(sick) >= needed and all(gain > noise if is_sick else gain > -least for gain, is_sick in pairs)
 
 
 def _gains(before: Sequence[Trial], after: Sequence[Trial], untrained: Sequence[float | None]) -> list[float | None]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 
 MOST_SINGLES = 8
 MOST_COMBINED = 4
-# Candidates train for a sixteenth of the steps, the best four of them for a quarter, the best two for half, on two
-# seeds: together three trainings.
+MOST_REFINED = 2
+# Candidates train for a sixteenth of the steps and the best four of them for a quarter, where the leader may be refined
+# twice; the best two train for half, and for a quarter on another seed: together three trainings.
 PARTS = (1 / 16, 1 / 4, 1 / 2)
 PLACES = (MOST_SINGLES + MOST_COMBINED, 4, 2)
 ALLOWANCE = 3.0
 # Fewer steps show nothing: optimizers with moments have not even seen a few gradients.
 FEWEST_STEPS = 8
+FEWEST_FIRST = 6  # candidates: with fewer, refining is given up before candidates are
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,16 +24,17 @@ class Rungs:
 
     Example:
         >>> rungs_of(1600)
-        Rungs(lengths=(100, 400, 800), places=(12, 4, 2))
+        Rungs(lengths=(100, 400, 800), places=(12, 4, 2), refined=2)
     """
 
     lengths: tuple[int, int, int]
     places: tuple[int, int, int]
+    refined: int
 
     @property
     def most_steps(self) -> int:
         """Optimizer steps where every place is taken; each candidate goes on where it stopped."""
-        return cost(self.lengths, self.places)
+        return cost(self.lengths, self.places, self.refined)
 
 
 def rungs_of(steps: int, allowance: int | None = None) -> Rungs:
@@ -45,24 +48,21 @@ def rungs_of(steps: int, allowance: int | None = None) -> Rungs:
         allowance: Most optimizer steps of all candidates together; None for three trainings.
     """
     shortest = min(steps, FEWEST_STEPS)
-    lengths = tuple(min(steps, max(shortest, ceil(part * steps))) for part in PARTS)
-    most = ceil(ALLOWANCE * steps) if allowance is None else allowance
+    first, second, third = (min(steps, max(shortest, ceil(part * steps))) for part in PARTS)
+    lengths = (first, second, third)
+    most = floor(ALLOWANCE * steps) if allowance is None else allowance
     least = 2 if allowance is None else 1
-    for first in range(PLACES[0], least, -1):
-        places = (first, min(PLACES[1], first), min(PLACES[2], first))
-        if cost(lengths, places) <= most:
-            return Rungs(lengths=_three(lengths), places=places)
-    return Rungs(lengths=_three(lengths), places=(least, least, min(least, PLACES[2])))
+    for refined in range(MOST_REFINED, -1, -1):
+        for count in range(PLACES[0], FEWEST_FIRST - 1 if refined else least, -1):
+            places = (count, min(PLACES[1], count), min(PLACES[2], count))
+            if cost(lengths, places, refined) <= most:
+                return Rungs(lengths=lengths, places=places, refined=refined)
+    return Rungs(lengths=lengths, places=(least, least, min(least, PLACES[2])), refined=0)
 
 
-def cost(lengths: tuple[int, ...], places: tuple[int, ...]) -> int:
-    """Count the optimizer steps of all rungs, the last on two seeds."""
+def cost(lengths: tuple[int, int, int], places: tuple[int, int, int], refined: int) -> int:
+    """Count the optimizer steps of all rungs, the second for the last few on another seed too."""
     before = (0, *lengths)
-    on_another_seed = places[-1] * lengths[-1] if places[-1] > 1 else 0
     ways = (length - start for length, start in zip(lengths, before, strict=False))
-    return on_another_seed + sum(count * way for count, way in zip(places, ways, strict=False))
-
-
-def _three(lengths: tuple[int, ...]) -> tuple[int, int, int]:
-    first, second, third = lengths
-    return first, second, third
+    on_another_seed = places[-1] if places[-1] > 1 else 0
+    return (on_another_seed + refined) * lengths[1] + sum(count * way for count, way in zip(places, ways, strict=True))
