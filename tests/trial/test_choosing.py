@@ -181,6 +181,7 @@ def test_a_refinement_that_leads_is_refined_again(task):
     engine = Script({label(SINGLES[0]): lambda part, seed: 0.5 + part / 4, fast: lambda part, seed: 0.6 + part / 4})
     order, _ = chosen(task, engine, SINGLES[:1])
     assert max(name.count("+") for name, _, _ in engine.ran) == 1, "nothing else goes with it"
+    assert (fast, 0, 10) in engine.ran, "its metric is measured on the way as that of the others"
     engine = Script({label(SINGLES[0]): lambda part, seed: 0.5 + part / 4, fast: lambda part, seed: 0.6 + part / 4})
     order, _ = chosen(task, engine, SINGLES[:3])
     assert max(name.count("+") for name, _, _ in engine.ran) == 2

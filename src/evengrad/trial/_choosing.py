@@ -130,7 +130,7 @@ class Choosing:
             enough = sum(map(self._suffices, field)) >= self._rungs.places[-1]
             if not field or (enough and not self._rises(field[0])):
                 break
-            more = self._combinations(field[:1], treatments, 1)
+            more = self._raced(self._combinations(field[:1], treatments, 1), self._rungs.lengths[0], "halving 1")
             field = self._ordered([*field, *self._raced(more, self._rungs.lengths[1], "halving 2")])
         return field
 

@@ -159,13 +159,12 @@ def beats_chance(before: Sequence[Trial], after: Sequence[Trial], untrained: Seq
         return False
     least = LEAST_GAIN_FRAC * max(abs(value) for value in reached)
     noise = max(max(reached) - min(reached), least)
-    known = [gain for gain in gains if gain is not None]
-    if len(known) > 1 and interval_of_mean(known)[0] <= 0.0:
-        return False
     sick = [bool(trial.findings) or trial.metric is None for trial in before]
-    if not any(sick):
-        return all(gain > noise for gain in known)
+    sick = sick if any(sick) else [True] * len(before)
     pairs = [(gain, is_sick) for gain, is_sick in zip(gains, sick, strict=True) if gain is not None]
+    gained = [gain for gain, is_sick in pairs if is_sick]
+    if len(gained) > 1 and interval_of_mean(gained)[0] <= 0.0:
+        return False
     needed = min(2, len(before))  # of a disease that comes with some seeds only, one seed proves nothing
     return sum(sick) >= needed and all(gain > noise if is_sick else gain > -least for gain, is_sick in pairs)
 
