@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, relu
+from torch.nn.functional import binary_cross_entropy, mse_loss, relu
 
 from evengrad.nouns import Task
 from evengrad.treat import (
     AddActivation,
     AddNormalization,
+    AddOutputActivation,
     AddResidual,
     Reinitialize,
     RemoveOutputActivation,
@@ -151,6 +152,8 @@ OF_MODELS = {
     "add activation": AddActivation(kind="tanh"),
     "output": RemoveOutputActivation(),
     "output in training": RemoveOutputActivation(when="training"),
+    "softmax on the output": AddOutputActivation(to="softmax"),
+    "softplus on the output": AddOutputActivation(to="softplus"),
     "auto norm": AddNormalization(),
     "layer norm": AddNormalization(kind="layer"),
     "batch norm": AddNormalization(kind="batch"),
@@ -238,6 +241,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "UseGatedCell": {"model": plain_recurrent, "train": make_sequences},
     "AddActivation": {"model": linear_stack},
     "RemoveOutputActivation": {"model": bounded_net},
+    "AddOutputActivation": {"loss": binary_cross_entropy},
     "NormalizeInput": {"train": make_raw_batches},
     "NormalizeTarget": {"train": make_raw_batches},
     "TrainEverything": {"optimizer": make_sgd_of_the_head},

@@ -185,6 +185,7 @@ def test_smaller_changes_have_smaller_ranks():
         "KeepInFloat32": 2,
         "ClipGradients": 1, "ScaleLearningRate": 1, "Reinitialize": 2, "SwapOptimizer": 2,
         "ConstrainWeights": 2, "TruncateBackprop": 2, "UseGatedCell": 4,
+        "AddOutputActivation": 2,
         "RemoveOutputActivation": 2, "AddActivation": 3, "SwapActivation": 3, "AddNormalization": 4, "AddResidual": 5,
     }  # fmt: skip
 
@@ -205,6 +206,8 @@ def test_smaller_changes_have_smaller_ranks():
         ("RemoveOutputActivation", [("to", "relu")], "to: got 'relu'"),
         ("RemoveOutputActivation", [("when", "never")], "when: got 'never'"),
         ("RemoveOutputActivation", [("to", "sigmoid"), ("when", "training")], "when: got 'training'"),
+        ("AddOutputActivation", [("to", "relu")], "to: got 'relu'"),
+        ("AddOutputActivation", [("to", "sigmoid"), ("dim", 1)], "dim: got 1 with to='sigmoid'"),
         ("AddNormalization", [("kind", "weight")], "kind: got 'weight'"),
         ("Reinitialize", [("scheme", "zeros")], "scheme: got 'zeros'"),
         ("Reinitialize", [("gain", -2.0)], "gain: got -2.0"),

@@ -3,6 +3,7 @@
 from evengrad.treat._abstract import AbstractTreatment, Treated
 from evengrad.treat._add_activation import AddActivation
 from evengrad.treat._add_normalization import AddNormalization
+from evengrad.treat._add_output_activation import AddOutputActivation
 from evengrad.treat._add_residual import AddResidual
 from evengrad.treat._clip_gradients import ClipGradients, bound_from
 from evengrad.treat._combined import Combined
@@ -29,6 +30,7 @@ __all__ = [
     "AbstractTreatment",
     "AddActivation",
     "AddNormalization",
+    "AddOutputActivation",
     "AddResidual",
     "ClipGradients",
     "Combined",

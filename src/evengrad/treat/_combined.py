@@ -7,13 +7,14 @@ from torch import nn
 
 from evengrad.nouns import SettingError, Task
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
+from evengrad.treat._add_output_activation import AddOutputActivation
 from evengrad.treat._normalize_input import NormalizeInput
 from evengrad.treat._on_a_copy import treated_copy
 from evengrad.treat._on_a_task import task_with_treated_model
 from evengrad.treat._remove_output_activation import RemoveOutputActivation
 
-# One reads all of the training data, the other what the loss takes.
-ASK_THE_TASK = (NormalizeInput, RemoveOutputActivation)
+# One reads all of the training data, the others what the loss takes.
+ASK_THE_TASK = (NormalizeInput, RemoveOutputActivation, AddOutputActivation)
 
 
 @final

@@ -7,6 +7,7 @@ from evengrad.nouns import Setting, SettingError
 from evengrad.treat._abstract import AbstractTreatment
 from evengrad.treat._add_activation import AddActivation
 from evengrad.treat._add_normalization import AddNormalization
+from evengrad.treat._add_output_activation import AddOutputActivation
 from evengrad.treat._add_residual import AddResidual
 from evengrad.treat._clip_gradients import ClipGradients
 from evengrad.treat._constrain_weights import ConstrainWeights
@@ -32,6 +33,7 @@ ALL: tuple[type[AbstractTreatment], ...] = (
     WarmUp,
     Reinitialize,
     RemoveOutputActivation,
+    AddOutputActivation,
     NormalizeInput,
     NormalizeTarget,
     TrainEverything,

@@ -88,10 +88,14 @@ def built(task: Task) -> nn.Module:
 
 def first_input(train: Callable[[], Iterable[Any]] | None) -> Any:
     """Take the input of the first training batch; None when there is no batch or it is not a pair."""
-    if train is None:
-        return None
+    batch = None if train is None else first_pair(train)
+    return None if batch is None else batch[0]
+
+
+def first_pair(train: Callable[[], Iterable[Any]]) -> tuple[Any, Any] | None:
+    """Take input and target of the first training batch; None when there is no batch or it is not a pair."""
     batches = iter(train())
     batch = next(batches, None)
     if close := getattr(batches, "close", None):
         close()
-    return batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    return (batch[0], batch[1]) if isinstance(batch, tuple | list) and len(batch) == 2 else None

@@ -11,7 +11,7 @@ from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._activation_calls import Call, calls_as_modules_, calls_code, give_back_, with_rewriting
 from evengrad.treat._forward_order import run
 from evengrad.treat._on_a_copy import nothing_found, treated_copy
-from evengrad.treat._on_a_task import built, task_with_treated_model
+from evengrad.treat._on_a_task import built, first_pair, task_with_treated_model
 from evengrad.treat._output_activation import OutputActivation, output_activations
 from evengrad.treat._random_state import random_state_kept
 from evengrad.treat._surgery import alias_code, replace_everywhere_
@@ -167,7 +167,8 @@ class RemoveOutputActivation(AbstractTreatment):
         Raises:
             TreatmentError: The activation belongs where it is.
         """
-        batch = None if getattr(task, "backward", None) is not None else _first_batch(task)
+        with random_state_kept():
+            batch = None if getattr(task, "backward", None) is not None else first_pair(task.train)
         if batch is None:
             return self
         with random_state_kept(), torch.no_grad():
@@ -197,12 +198,3 @@ _TAKEN = {
     "positive": "positive numbers",
     "bounded": "bounded numbers and falls for ever without",
 }
-
-
-def _first_batch(task: Task) -> tuple[Any, Any] | None:
-    with random_state_kept():
-        batches = iter(task.train())
-        batch = next(batches, None)
-        if close := getattr(batches, "close", None):
-            close()
-    return (batch[0], batch[1]) if isinstance(batch, tuple | list) and len(batch) == 2 else None

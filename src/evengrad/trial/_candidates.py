@@ -21,6 +21,7 @@ LEAST_RELIEF_DECADES = 0.5
 # Beside each, what it acts on: two that act on the same have less to add to each other.
 KINDS = {
     "RemoveOutputActivation": "output",
+    "AddOutputActivation": "output",
     "AddActivation": "functions",
     "SwapActivation": "functions",
     "UseGatedCell": "structure",

@@ -57,7 +57,7 @@ class NonFiniteLoss(AbstractRule):
 
     def cures(self) -> tuple[Cure, ...]:
         """Propose smaller steps, for where the output has grown; the rest is a change of the code."""
-        return (*SMALLER_STEPS, *CLIPPING, cure("Reinitialize"))
+        return (*SMALLER_STEPS, *CLIPPING, cure("Reinitialize"), cure("AddOutputActivation"))
 
 
 def _seen(reading: Reading, record: Record) -> Sign:

@@ -80,6 +80,7 @@ class NotLearning(AbstractRunRule):
         return (
             *LARGER_STEPS[:1],
             *ANOTHER_OPTIMIZER,
+            cure("AddOutputActivation"),
             cure("UseGatedCell", kind="gru"),
             *SMALLER_STEPS[:1],
             *LARGER_STEPS[1:],

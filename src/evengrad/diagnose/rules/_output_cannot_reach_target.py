@@ -67,8 +67,8 @@ class OutputCannotReachTarget(AbstractRule):
         return Sign(decades=0.0)
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose to take the activation off the output, then a target that it reaches."""
-        return (*FREE_OUTPUT, cure("NormalizeTarget"))
+        """Propose to take the activation off the output, a target that it reaches, or the activation that it lacks."""
+        return (*FREE_OUTPUT, cure("NormalizeTarget"), cure("AddOutputActivation"))
 
 
 def range_of(form: Form) -> tuple[str, float, float] | None:

@@ -75,6 +75,7 @@ class Plateau(AbstractRunRule):
         return (
             *LARGER_STEPS[:1],
             *ANOTHER_OPTIMIZER,
+            cure("AddOutputActivation"),
             cure("UseGatedCell", kind="gru"),
             *SMALLER_STEPS[:1],
             *LARGER_STEPS[1:],
