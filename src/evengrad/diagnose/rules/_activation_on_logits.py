@@ -48,7 +48,7 @@ class ActivationOnLogits(AbstractRule):
         class is never learnt; bounded logits keep the probabilities away from 0 and 1, and the loss away from zero.
 
     Cure:
-        A change of the code: no non-linearity behind the last layer.
+        A change of the code: no non-linearity behind the last layer (RemoveOutputActivation).
 
     False alarms:
         Logits that are capped softly, `c * tanh(x / c)`, have a multiplication between tanh and softmax, and are not

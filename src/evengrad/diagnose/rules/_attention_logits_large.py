@@ -30,7 +30,7 @@ class AttentionLogitsLarge(AbstractRunRule):
 
     Cure:
         Normalise queries and keys before their product, a smaller learning rate (ScaleLearningRate), a longer
-        warm-up, weight decay on the projections, clipped gradients (ClipGradients).
+        warm-up (WarmUp), weight decay on the projections, clipped gradients (ClipGradients).
 
     False alarms:
         Heads that copy are sharp on purpose, and what one score is above all others by does not depend on its

@@ -43,8 +43,8 @@ class ClippingThrottles(AbstractRunRule):
         The threshold has become the learning rate: every step has the same, small length whatever the gradient says.
 
     Cure:
-        A larger threshold, or an adaptive one that follows the gradient's usual norm (the default of
-        `evengrad.Guard`). Where gradients are huge for a reason, that reason.
+        A larger threshold (ClipGradients at the usual norm), or an adaptive one that follows the gradient's usual
+        norm (the default of `evengrad.Guard`). Where gradients are huge for a reason, that reason.
 
     False alarms:
         A clip that acts at every step with steps of a useful size is normalised descent, and works. Runs of fewer

@@ -39,7 +39,8 @@ class Divergence(AbstractRunRule):
         The run is lost: what it had learnt is gone.
 
     Cure:
-        A smaller learning rate (ScaleLearningRate), clipping (ClipGradients); the state from before the rise.
+        A smaller learning rate (ScaleLearningRate), clipping (ClipGradients), fresh weights (Reinitialize); the
+        state from before the rise.
 
     False alarms:
         Losses of games rise when one player gets better, and that of a contrastive queue rises while it fills: without

@@ -31,8 +31,8 @@ class EpsilonDrowns(AbstractRunRule):
         shrink with the gradient, as in plain descent with a learning rate that was never meant for it.
 
     Cure:
-        A smaller epsilon (1e-8 is usual, 1e-15 has no harm in float32), a loss that is not scaled down, or whatever
-        made the gradients so small.
+        A smaller epsilon (SetOptimizer; 1e-8 is usual, 1e-15 has no harm in float32), a loss that is not scaled down,
+        or whatever made the gradients so small.
 
     False alarms:
         Gradients that become small because a run has converged are not counted: it has to be so from the first steps.

@@ -39,7 +39,8 @@ class ExplodingThroughTime(AbstractRule):
     Cure:
         Recurrent weights at the edge of stability: orthogonal with gain 1, identity for ReLU (Reinitialize); clipped
         gradients, which is what bounds the step (ClipGradients); a smaller learning rate (ScaleLearningRate); a
-        bounded non-linearity (SwapActivation to tanh); gated cells, shorter sequences.
+        bounded non-linearity (SwapActivation to tanh); gated cells (UseGatedCell), shorter sequences
+        (TruncateBackprop).
 
     False alarms:
         A loss at every time step, as in a language model, gives early steps more than late ones, by the square root

@@ -30,7 +30,8 @@ class FrozenByMistake(AbstractRunRule):
 
     Cure:
         A change of the code: `requires_grad_(True)` for what is to be trained; load the pretrained weights before
-        freezing, and check with `strict=True` that they were found.
+        freezing, and check with `strict=True` that they were found. Training all of it shows whether it was meant
+        (TrainEverything).
 
     False alarms:
         Pretrained weights have other norms than drawn ones, so frozen bodies of fine-tuned networks are not told.

@@ -33,8 +33,8 @@ class HalfPrecisionOverflow(AbstractRunRule):
 
     Cure:
         Use bfloat16, which has the range of float32; compute the part that overflows (often attention scores, a sum
-        over many positions, or a loss) in float32; weights and normalisation that keep activations small
-        (Reinitialize, AddNormalization).
+        over many positions, or a loss) in float32 (KeepInFloat32); weights and normalisation that keep activations
+        small (Reinitialize, AddNormalization).
 
     False alarms:
         A scaler that finds its scale skips some steps at the start and one now and then: so many in a row it does

@@ -39,8 +39,8 @@ class HalfPrecisionUnderflow(AbstractRule):
         vanished.
 
     Cure:
-        Scale the loss before its backward (`torch.amp.GradScaler`), keep the weights in float32 and use autocast, or
-        use bfloat16.
+        Scale the loss before its backward (`torch.amp.GradScaler`, ScaleLoss), keep the weights in float32 and use
+        autocast (KeepInFloat32), or use bfloat16.
 
     False alarms:
         A network that has converged has small gradients too, and many networks learn well with a good part of the

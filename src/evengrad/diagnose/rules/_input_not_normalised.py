@@ -42,7 +42,7 @@ class InputNotNormalised(AbstractRunRule):
 
     Cure:
         A change of the data: subtract the mean and divide by the standard deviation of each feature (of the training
-        set); divide pixels by 255.
+        set); divide pixels by 255. Or the same inside the model, so that raw input still works (NormalizeInput).
 
     False alarms:
         Told only in a run that another rule found sick. Ids, masks and inputs of one dimension are not judged, nor

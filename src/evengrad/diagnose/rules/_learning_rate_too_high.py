@@ -48,7 +48,7 @@ class LearningRateTooHigh(AbstractRunRule):
 
     Cure:
         A learning rate ten times smaller or less (ScaleLearningRate); gradients clipped, where only single ones are
-        huge (ClipGradients).
+        huge (ClipGradients); an optimizer whose steps have a size (SwapOptimizer).
 
     False alarms:
         Weights that start at nearly nothing have large ratios by design and are left out: biases, embeddings, what

@@ -27,7 +27,7 @@ class NotInOptimizer(AbstractRunRule):
 
     Cure:
         A change of the code: make the optimizer from `model.parameters()` after the model is complete (a layer that
-        is replaced later is not in it), and keep modules in `nn.ModuleList`.
+        is replaced later is not in it), and keep modules in `nn.ModuleList` (TrainEverything).
 
     False alarms:
         Training only a head with an optimizer of its own, and hiding a teacher in a list, are done on purpose, with

@@ -32,7 +32,8 @@ class Oscillation(AbstractRunRule):
         The steps are longer than the valley is wide: each overshoots the lowest place that it aims at.
 
     Cure:
-        A smaller learning rate (ScaleLearningRate), a larger batch, clipping (ClipGradients).
+        A smaller learning rate (ScaleLearningRate), a larger batch, clipping (ClipGradients), the momentum
+        that the optimizer has by default (SetOptimizer).
 
     False alarms:
         With small batches the loss of a healthy run scatters as much, but around a level below that of a constant. Two

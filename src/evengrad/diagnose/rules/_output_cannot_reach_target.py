@@ -36,8 +36,8 @@ class OutputCannotReachTarget(AbstractRule):
         A likelihood of plain numbers has no lowest value: it is minus the number itself.
 
     Cure:
-        A change of the code: no non-linearity behind the last layer of a regression; a sigmoid, or two units, for two
-        classes; cross_entropy, or log_softmax before nll_loss.
+        A change of the code: no non-linearity behind the last layer of a regression (RemoveOutputActivation); a
+        sigmoid, or two units, for two classes; cross_entropy, or log_softmax before nll_loss.
 
     False alarms:
         Only the last operation before the loss counts, and none that is scaled or shifted afterwards. A target of which

@@ -26,7 +26,8 @@ class OutputRangeTooNarrow(AbstractRunRule):
         one standard deviation is what predicting the mean costs.
 
     Cure:
-        A change of the code: no non-linearity behind the last layer, or a target brought into its range.
+        A change of the code: no non-linearity behind the last layer (RemoveOutputActivation), or a target brought
+        into its range (NormalizeTarget).
 
     False alarms:
         Told only in a run that another rule found sick: with a few outliers beyond the range a network learns the rest.

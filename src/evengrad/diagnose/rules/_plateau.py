@@ -26,7 +26,7 @@ class Plateau(AbstractRunRule):
 
     Cure:
         What the finding at the root of the story says. If this one is the root: the learning rate, the data, and
-        whether the model can represent the answer.
+        whether the model can represent the answer (ScaleLearningRate, SwapOptimizer, UseGatedCell, SwapActivation).
 
     False alarms:
         A run that has converged is a plateau too, at a loss below that of a constant: it is not told, however far it is

@@ -26,9 +26,9 @@ class SaturatedUnits(AbstractRule):
         there cannot be pulled back.
 
     Cure:
-        Smaller weights (Reinitialize), inputs of zero mean and unit variance, normalisation before the non-linearity
-        (AddNormalization), one that does not saturate (SwapActivation), a smaller learning rate if it happened
-        during training (ScaleLearningRate).
+        Smaller weights (Reinitialize), inputs of zero mean and unit variance (NormalizeInput), normalisation before
+        the non-linearity (AddNormalization), one that does not saturate (SwapActivation), a smaller learning rate if
+        it happened during training (ScaleLearningRate).
 
     False alarms:
         Gates are not looked at, neither those inside recurrent modules nor functions whose output only multiplies

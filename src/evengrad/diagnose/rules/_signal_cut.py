@@ -37,7 +37,8 @@ class SignalCut(AbstractRunRule):
 
     Cure:
         A change of the code: find what cuts the graph between the layer named and the next one. For a single output
-        take a sigmoid (`binary_cross_entropy_with_logits`), or give the softmax two.
+        take a sigmoid (`binary_cross_entropy_with_logits`), or give the softmax two. Parts in plain lists or left
+        frozen: TrainEverything.
 
     False alarms:
         Frozen parts and what no optimizer holds are not judged, nor a side branch that is not used, such as a pooler,

@@ -25,7 +25,8 @@ class SoftmaxTwice(AbstractRule):
         gradient has to pass through two slopes that both vanish for a network that is sure.
 
     Cure:
-        A change of the code: return the logits, and apply the softmax only where probabilities are read.
+        A change of the code: return the logits, and apply the softmax only where probabilities are read
+        (RemoveOutputActivation).
 
     False alarms:
         A logarithm of a softmax applied twice changes nothing and is not told. A softmax in front of further weights,

@@ -38,7 +38,7 @@ class TargetNotNormalised(AbstractRunRule):
 
     Cure:
         A change of the data: subtract the mean of the target and divide by its standard deviation, and undo it when
-        predicting.
+        predicting; or inside the model and the loss, so that raw numbers still come out (NormalizeTarget).
 
     False alarms:
         Told only in a run that another rule found sick. A target near 1 is not told however far the output is: then

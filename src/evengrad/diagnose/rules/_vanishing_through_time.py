@@ -35,8 +35,8 @@ class VanishingThroughTime(AbstractRule):
 
     Cure:
         Recurrent weights at the edge of stability: orthogonal with gain 1, identity for ReLU, a forget-gate bias of 1
-        (Reinitialize); a rectifier with identity weights (SwapActivation to relu and Reinitialize); a gated cell;
-        shorter sequences.
+        (Reinitialize); a rectifier with identity weights (SwapActivation to relu and Reinitialize); a gated cell
+        (UseGatedCell); shorter sequences.
 
     False alarms:
         A loss at every time step, as in a language model, feeds every step directly and keeps the rule silent. Padding

@@ -42,7 +42,8 @@ class WeightDecayCollapse(AbstractRunRule):
         shrinks faster than any of them, and in the end the output is a constant.
 
     Cure:
-        A weight decay ten or a hundred times smaller; decoupled decay (AdamW), where it was added to the gradient.
+        A weight decay ten or a hundred times smaller (SetOptimizer); decoupled decay (AdamW), where it was added to
+        the gradient.
 
     False alarms:
         Weights before a normalisation may shrink without harm, and weights that were drawn too large should: the loss

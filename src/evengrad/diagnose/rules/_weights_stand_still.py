@@ -37,8 +37,8 @@ class WeightsStandStill(AbstractRunRule):
 
     Cure:
         Weights in float32 with half precision in the computation only (`torch.autocast`), or an optimizer that keeps a
-        float32 copy, sums what was rounded away, or rounds stochastically. A larger learning rate helps only by
-        chance.
+        float32 copy, sums what was rounded away, or rounds stochastically (KeepInFloat32). A larger learning rate
+        helps only by chance.
 
     False alarms:
         A loss that falls shows that enough gets through. Fewer than 50 steps, a warm-up that is not over, a schedule
