@@ -27,9 +27,10 @@ class NonFiniteLoss(AbstractRule):
 
     Cure:
         Keep what goes into a logarithm, a quotient or a root away from zero; losses that take logits
-        (`cross_entropy`, `binary_cross_entropy_with_logits`) do that by themselves. A mean over nothing, as where
-        every label is ignored, is 0 / 0: leave such batches out. If the output has grown until its square overflows:
-        a smaller learning rate (ScaleLearningRate), clipped gradients (ClipGradients), scaled targets.
+        (`cross_entropy`, `binary_cross_entropy_with_logits`) do that by themselves, and where the softmax or
+        sigmoid before a loss of probabilities is missing, AddOutputActivation puts it there. A mean over nothing, as
+        where every label is ignored, is 0 / 0: leave such batches out. If the output has grown until its square
+        overflows: a smaller learning rate (ScaleLearningRate), clipped gradients (ClipGradients), scaled targets.
 
     False alarms:
         A loss that is infinite on purpose for a hopeless sample; where the gradient is finite all the same, or the

@@ -37,7 +37,8 @@ class OutputCannotReachTarget(AbstractRule):
 
     Cure:
         A change of the code: no non-linearity behind the last layer of a regression (RemoveOutputActivation); a
-        sigmoid, or two units, for two classes; cross_entropy, or log_softmax before nll_loss.
+        sigmoid, or two units, for two classes; cross_entropy, or log_softmax before nll_loss
+        (AddOutputActivation).
 
     False alarms:
         Only the last operation before the loss counts, and none that is scaled or shifted afterwards. A target of which
