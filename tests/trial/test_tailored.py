@@ -60,9 +60,9 @@ def test_only_the_first_half_counts_since_a_sick_training_ends_anywhere():
     assert labels(found)[0] == scaled(1000.0).label
 
 
-def test_a_bound_is_the_usual_norm_before_the_explosion_and_stands_behind_the_known_one():
-    found = tailored(finding(clipped(1.0)), record(norms=[30.0, 33.0, 36.0, 1e9, float("nan")]))
-    assert labels(found) == [clipped(1.0).label, clipped(33.0).label]
+def test_a_bound_is_the_usual_norm_before_the_explosion_and_stands_last():
+    found = tailored(finding(clipped(1.0), scaled(0.1)), record(norms=[30.0, 33.0, 36.0, 1e9, float("nan")]))
+    assert labels(found) == [clipped(1.0).label, scaled(0.1).label, clipped(33.0).label]
 
 
 def test_without_readings_nothing_changes():

@@ -33,12 +33,12 @@ KINDS = {
     "NormalizeInput": "input",
     "NormalizeTarget": "target",
     "TrainEverything": "reach",
-    "SwapOptimizer": "steps",
-    "SetOptimizer": "steps",
-    "ScaleLearningRate": "steps",
-    "WarmUp": "steps",
-    "ClipGradients": "steps",
-    "ConstrainWeights": "steps",
+    "SwapOptimizer": "optimizer",
+    "SetOptimizer": "optimizer",
+    "ScaleLearningRate": "rate",
+    "WarmUp": "rate",
+    "ClipGradients": "bound",
+    "ConstrainWeights": "bound",
     "ScaleLoss": "precision",
 }
 ORDER = tuple(KINDS)

@@ -9,8 +9,9 @@ from math import isfinite
 from statistics import mean
 from typing import final
 
+from evengrad.diagnose import rules
 from evengrad.nouns import Task, Trial
-from evengrad.treat import AbstractTreatment, ScaleLearningRate
+from evengrad.treat import AbstractTreatment, ScaleLearningRate, make
 from evengrad.trial._candidates import Candidate, candidates, combined, likeness, parts_of, proposed
 from evengrad.trial._course import Course
 from evengrad.trial._engine import Failure
@@ -122,15 +123,19 @@ class Choosing:
         return [entrant.candidate for entrant in self._on_another_seed(duel, later)]
 
     def _refined(self, field: list[Entrant], treatments: Sequence[AbstractTreatment]) -> list[Entrant]:
-        """Give the leader a rival that has one treatment more, and whoever leads then another.
+        """Give the leader a rival that has one treatment more, and then whoever is fine and slow, or leads.
 
         Not where two suffice already and the leader is not slow.
         """
+        refined: list[str] = []
         for _ in range(self._rungs.refined):
             enough = sum(map(self._suffices, field)) >= self._rungs.places[-1]
             if not field or (enough and not self._rises(field[0])):
                 break
-            more = self._raced(self._combinations(field[:1], treatments, 1), self._rungs.lengths[0], "halving 1")
+            slow = [one for one in field if self._rises(one) and one.candidate.label not in refined]
+            base = slow[0] if refined and slow else field[0]
+            refined.append(base.candidate.label)
+            more = self._raced(self._combinations([base], treatments, 1), self._rungs.lengths[0], "halving 1")
             field = self._ordered([*field, *self._raced(more, self._rungs.lengths[1], "halving 2")])
         return field
 
@@ -173,6 +178,8 @@ class Choosing:
         own = [] if base.course is None else proposed(tailored(base.course.findings, base.course.record))[:OTHERS]
         if self._rises(base):
             own.append(FASTER)
+        elif not own and base.alive and not self._suffices(base):
+            own = list(hopes())  # it learns nothing, and no rule says so yet
         others = [*own, *next_best, *treatments]
         order = sorted(
             range(len(others)), key=lambda place: likeness(base.treatment, others[place], own=place < len(own))
@@ -242,6 +249,12 @@ class Choosing:
             self._stopped = f"no candidate could have gained more than {least:.2g} by training on"
             return True
         return False
+
+
+def hopes() -> tuple[AbstractTreatment, ...]:
+    """List the cures of a training that learns nothing."""
+    rule = next(one for one in rules.ALL if one.code == "EG804")
+    return tuple(make(cure.treatment, cure.settings) for cure in rule.cures())
 
 
 def _with(entrant: Entrant, result: Course | Failure) -> Entrant:

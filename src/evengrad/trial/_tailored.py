@@ -17,8 +17,8 @@ NEAR = 3.0  # two numbers that differ by less are the same
 def tailored(findings: tuple[Finding, ...], record: Record) -> tuple[Finding, ...]:
     """Add to the cures that scale the learning rate or clip one whose number this training has asked for.
 
-    A factor goes before the others of its direction, since it is known and they are guesses; a bound goes behind the
-    usual one of 1, which is right as often.
+    A factor goes before the others of its direction, since it is known and they are guesses; a bound goes last, since
+    the usual one of 1 is right as often.
 
     Args:
         findings: Of the training.
@@ -30,6 +30,7 @@ def tailored(findings: tuple[Finding, ...], record: Record) -> tuple[Finding, ..
 
 def _added(cures: tuple[Cure, ...], factor: float | None, bound: float | None) -> tuple[Cure, ...]:
     found: list[Cure] = []
+    last: tuple[Cure, ...] = ()
     for cure in cures:
         number = _number(cure)
         scales, clips = cure.treatment == "ScaleLearningRate", cure.treatment == "ClipGradients"
@@ -39,10 +40,9 @@ def _added(cures: tuple[Cure, ...], factor: float | None, bound: float | None) -
             factor = None
         found.append(cure)
         if clips and bound is not None and number is not None:
-            if not _is_near(bound, [number]):
-                found.append(_with(cure, ("max_norm", bound)))
+            last = () if _is_near(bound, [number]) else (_with(cure, ("max_norm", bound)),)
             bound = None
-    return tuple(found)
+    return (*found, *last)
 
 
 def _with(cure: Cure, setting: tuple[str, Setting]) -> Cure:
