@@ -142,6 +142,13 @@ def test_who_has_only_learnt_the_mean_faster_has_shown_nothing():
     assert ranked([fast, slow], Floor(metric=0.005, loss=1.5)) == [1, 0]
 
 
+def test_metrics_of_those_whose_loss_is_a_constants_are_all_the_same():
+    flat = replace(standing(0.1, findings=("EG103",)), learns=False)
+    other = replace(standing(-9.0), learns=False)
+    assert ranked([flat, other]) == [1, 0], "fewer findings; R2 of -9 and of 0.1 are both nothing"
+    assert ranked([flat, other, standing(0.2)])[0] == 2
+
+
 def test_among_those_that_have_shown_nothing_the_larger_change_has_more_hope_when_it_is_time():
     small, large = standing(0.1, 1), standing(0.1, 5)
     assert ranked([small, large], Floor(metric=0.2)) == [0, 1]

@@ -61,7 +61,7 @@ def loss_left(record: Record) -> float | None:
 
     A number for those who ask themselves whether to look further: half may be all that can be learnt of a noisy target.
     """
-    level = against_constant(record)
+    level = against_constant(record) if record.readings else None
     return None if level is None else level.ratio
 
 

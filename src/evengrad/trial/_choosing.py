@@ -9,7 +9,7 @@ from math import isfinite
 from statistics import mean
 from typing import final
 
-from evengrad.diagnose import rules
+from evengrad.diagnose import loss_left, rules
 from evengrad.nouns import Task, Trial
 from evengrad.treat import AbstractTreatment, ScaleLearningRate, make
 from evengrad.trial._candidates import Candidate, candidates, combined, likeness, parts_of, proposed
@@ -23,6 +23,9 @@ from evengrad.trial._tailored import tailored
 
 BASES = 3  # single treatments that combinations are made from
 OTHERS = 3  # further single treatments that each of them is combined with
+
+# A loss nearer than this to that of the best constant prediction has shown nothing: a twentieth, as EG804 has it.
+FLAT_FRAC = 0.95
 
 # What a training lacks that is fine and slow.
 FASTER = ScaleLearningRate(factor=10.0)
@@ -56,6 +59,12 @@ class Entrant:
     def alive(self) -> bool:
         """Whether its training went through so far."""
         return self.trial is not None and self.trial.metric is not None
+
+    @property
+    def learns(self) -> bool:
+        """Whether its loss is below that of the best constant prediction, or nobody knows."""
+        left = None if self.course is None else loss_left(self.course.record)
+        return left is None or left < FLAT_FRAC
 
     @property
     def same_loss(self) -> bool:
@@ -206,7 +215,7 @@ class Choosing:
     def _ordered(self, entrants: Sequence[Entrant]) -> list[Entrant]:
         alive = sorted((one for one in entrants if one.alive), key=lambda one: one.place)
         standings = [
-            Standing(trial=one.trial, effort=one.treatment.effort, same_loss=one.same_loss)
+            Standing(trial=one.trial, effort=one.treatment.effort, same_loss=one.same_loss, learns=one.learns)
             for one in alive
             if one.trial is not None
         ]
@@ -231,7 +240,7 @@ class Choosing:
     def _suffices(self, entrant: Entrant) -> bool:
         """Tell whether it has no finding and has learnt more than the untreated training and a fresh model."""
         trial = entrant.trial
-        if trial is None or trial.metric is None or trial.findings:
+        if trial is None or trial.metric is None or trial.findings or not entrant.learns:
             return False
         known = [metric for metric in (self._floor, metric_at(self._untreated, trial.steps)) if metric is not None]
         return not known or trial.metric > max(known) + LEAST_GAIN_FRAC * abs(trial.metric)

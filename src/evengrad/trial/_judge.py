@@ -38,20 +38,23 @@ class Standing:
         trial: So far.
         effort: Of its treatment.
         same_loss: Whether its loss is the same function as that of the others.
+        learns: Whether its loss is below that of the best constant prediction, or nobody knows.
     """
 
     trial: Trial
     effort: int
     same_loss: bool = True
+    learns: bool = True
 
 
 def ranked(standings: Sequence[Standing], floor: Floor | None = None, *, bold: bool = False) -> list[int]:
     """Rank the trials of one rung: finished before failed, metric, fewest findings, loss, effort, place.
 
     What counts as equal is measured by the spread between the best and the median, not by the worst: a single candidate
-    that is far off would make all others equal. Metrics and losses that are no better than the floor are equal too: who
-    has only learnt the mean faster has shown nothing. Among equals that have shown something the smaller change wins;
-    among those that have not, the place in the list, or the larger change where it is time to be bold.
+    that is far off would make all others equal. Metrics and losses that are no better than the floor are equal too, and
+    so are the metrics of all whose loss is that of a constant: who has only learnt the mean faster has shown nothing.
+    Among equals that have shown something the smaller change wins; among those that have not, the place in the list, or
+    the larger change where it is time to be bold.
 
     Args:
         standings: In the order in which they were proposed.
@@ -62,7 +65,8 @@ def ranked(standings: Sequence[Standing], floor: Floor | None = None, *, bold: b
         Indices, the best first.
     """
     floor = floor or Floor()
-    metrics = [_above(one.trial.metric, floor.metric) for one in standings if one.trial.metric is not None]
+    flat = max((one.trial.metric for one in standings if not one.learns and one.trial.metric is not None), default=0.0)
+    metrics = [_known(one, flat, floor.metric) for one in standings if one.trial.metric is not None]
     losses = [loss for one in standings if one.same_loss and isfinite(loss := min(loss_at_end(one.trial), floor.loss))]
     best, step = max(metrics, default=0.0), _step(metrics, max)
     least, loss_step = min(losses, default=0.0), _step(losses, min)
@@ -71,17 +75,19 @@ def ranked(standings: Sequence[Standing], floor: Floor | None = None, *, bold: b
         trial, effort = standings[index].trial, standings[index].effort
         if trial.metric is None:
             return (True, 0.0, len(trial.findings), 0.0, effort, index)
-        behind = round((best - _above(trial.metric, floor.metric)) / step)
+        behind = round((best - _known(standings[index], flat, floor.metric)) / step)
         loss = min(loss_at_end(trial), floor.loss) if standings[index].same_loss else least
         loss_behind = round((loss - least) / loss_step) if isfinite(loss) else 0
-        shown = floor.metric is None or trial.metric > floor.metric + step
+        shown = standings[index].learns and (floor.metric is None or trial.metric > floor.metric + step)
         change = effort if shown else -effort if bold else 0
         return (False, behind, len(trial.findings), loss_behind, change, index)
 
     return sorted(range(len(standings)), key=key)
 
 
-def _above(metric: float, floor: float | None) -> float:
+def _known(standing: Standing, flat: float, floor: float | None) -> float:
+    """Take the metric for what it shows: that of all who learn nothing is the same, and nothing is below the floor."""
+    metric = flat if not standing.learns or standing.trial.metric is None else standing.trial.metric
     return metric if floor is None else max(metric, floor)
 
 
