@@ -10,7 +10,7 @@ from evengrad.nouns import Finding, Trial, Verdict
 from evengrad.trial._candidates import Candidate
 from evengrad.trial._course import Course
 from evengrad.trial._engine import Failure
-from evengrad.trial._judge import judge
+from evengrad.trial._judge import hopeless, judge
 from evengrad.trial._seeded import seeded
 from evengrad.trial._user_code import built
 
@@ -40,17 +40,16 @@ class Confirmation:
         """Judge the pairs."""
         return judge(_trials(self.before), _trials(self.after), findings, untrained=self.untrained)
 
-    def hopeless(self, findings: tuple[Finding, ...]) -> bool:
-        """Tell whether more seeds cannot make it good: a pair whose untreated training is sick has not gained."""
-        if self.verdict(findings).outcome != "not cured":
-            return False
-        sick = [bool(one.trial.findings) or one.trial.metric is None for one in self.before]
-        return any(sick) or not findings or self._lost()
+    def hopeless(self, *, sick: bool) -> bool:
+        """Tell whether more seeds cannot make it good.
 
-    def _lost(self) -> bool:
-        """Tell whether a treated training failed or is worse than the untreated one."""
-        pairs = [(one.trial.metric, two.trial.metric) for one, two in zip(self.before, self.after, strict=True)]
-        return any(after is None or (before is not None and after < before) for before, after in pairs)
+        Args:
+            sick: Whether the disease is one that rules speak of; then a seed on which none does proves nothing.
+        """
+        before = _trials(self.before)
+        if sick and not any(trial.findings or trial.metric is None for trial in before):
+            return any(one.trial.metric is None for one in self.after)
+        return hopeless(before, _trials(self.after), self.untrained)
 
     def courses(self) -> tuple[list[Course], list[Course]]:
         """Give the untreated and the treated trainings that came through."""

@@ -158,21 +158,32 @@ def judge(
 
 
 def beats_chance(before: Sequence[Trial], after: Sequence[Trial], untrained: Sequence[float | None]) -> bool:
-    """Tell whether the gain of every pair is larger than what the seed alone changes."""
-    gains = _gains(before, after, untrained)
-    reached = [trial.metric for trial in after if trial.metric is not None]
-    if not gains or len(reached) < len(after):
+    """Tell whether the gain of every sick pair is larger than what the seed alone changes, and no other loses."""
+    if not before or hopeless(before, after, untrained):
         return False
-    least = LEAST_GAIN_FRAC * max(abs(value) for value in reached)
-    noise = max(max(reached) - min(reached), least)
-    sick = [bool(trial.findings) or trial.metric is None for trial in before]
-    sick = sick if any(sick) else [True] * len(before)
-    pairs = [(gain, is_sick) for gain, is_sick in zip(gains, sick, strict=True) if gain is not None]
-    gained = [gain for gain, is_sick in pairs if is_sick]
+    sick = sick_of(before)
+    gains = _gains(before, after, untrained)
+    gained = [gain for gain, is_sick in zip(gains, sick, strict=True) if is_sick and gain is not None]
     if len(gained) > 1 and interval_of_mean(gained)[0] <= 0.0:
         return False
-    needed = min(2, len(before))  # of a disease that comes with some seeds only, one seed proves nothing
-    return sum(sick) >= needed and all(gain > noise if is_sick else gain > -least for gain, is_sick in pairs)
+    return sum(sick) >= min(2, len(before))  # of a disease that comes with some seeds only, one seed proves nothing
+
+
+def hopeless(before: Sequence[Trial], after: Sequence[Trial], untrained: Sequence[float | None]) -> bool:
+    """Tell whether more seeds cannot make it good: one has failed, a sick one has not gained, or another has lost."""
+    reached = [trial.metric for trial in after if trial.metric is not None]
+    if len(reached) < len(after):
+        return True
+    least = LEAST_GAIN_FRAC * max((abs(value) for value in reached), default=0.0)
+    noise = max(max(reached, default=0.0) - min(reached, default=0.0), least)
+    pairs = zip(_gains(before, after, untrained), sick_of(before), strict=True)
+    return any(gain is not None and gain <= (noise if is_sick else -least) for gain, is_sick in pairs)
+
+
+def sick_of(before: Sequence[Trial]) -> list[bool]:
+    """Tell which untreated trainings are sick; all where none is, as they are to be improved then."""
+    sick = [bool(trial.findings) or trial.metric is None for trial in before]
+    return sick if any(sick) else [True] * len(before)
 
 
 def _gains(before: Sequence[Trial], after: Sequence[Trial], untrained: Sequence[float | None]) -> list[float | None]:

@@ -163,7 +163,7 @@ class Search:
             with seeded(seed):
                 untrained = untrained_metric(self.task)
             confirmation.add(results[0], results[1], untrained)
-            if confirmation.hopeless(self.findings):
+            if confirmation.hopeless(sick=bool(self.findings)):
                 return
 
     def _plan(self, task: Task, label: str, seed: int, *, stage: str, log: Path | None = None) -> Plan:
