@@ -1,5 +1,6 @@
 """The verdict on made-up trials."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,7 @@ SICK = (Finding(code="EG101", symptom="vanishing with depth", severity="critical
 
 
 def verdict(before, after, untrained=0.1):
-    return judge(before, after, SICK, untrained=[untrained] * len(before)).outcome
+    return judge(before, after, SICK, floors=[untrained] * len(before)).outcome
 
 
 def sick(metric):
@@ -37,7 +38,7 @@ def test_better_and_healthy_on_every_seed_is_cured():
 
 def test_one_seed_is_never_enough_for_cured():
     assert verdict([sick(0.1)], [trial(0.9)]) == "improved"
-    message = judge([sick(0.1)], [trial(0.9)], SICK, untrained=[0.1]).message
+    message = judge([sick(0.1)], [trial(0.9)], SICK, floors=[0.1]).message
     assert "one seed that was not used for choosing" in message
     assert "one seed proves little" in message
 
@@ -49,7 +50,7 @@ def test_better_but_still_sick_is_only_improved():
 
 def test_a_symptom_that_only_moved_is_not_cured_and_the_new_one_is_named():
     moved = trial(0.9, findings=("EG301",))
-    told = judge([sick(0.1), sick(0.1)], [moved, moved], SICK, untrained=[0.1, 0.1])
+    told = judge([sick(0.1), sick(0.1)], [moved, moved], SICK, floors=[0.1, 0.1])
     assert told.outcome == "improved"
     assert "but now EG301" in told.message
 
@@ -86,7 +87,7 @@ def test_a_treated_training_that_fails_is_not_cured():
 
 def test_a_failed_untreated_training_is_beaten_by_one_that_learns():
     assert verdict([sick(None)] * 2, [trial(0.9)] * 2) == "cured"
-    assert verdict([sick(None)] * 2, [trial(0.9)] * 2, untrained=None) == "cured"
+    assert verdict([sick(None)] * 2, [trial(0.9)] * 2, untrained=None) == "not cured", "nothing to compare with"
 
 
 def test_a_symptom_that_did_not_shrink_is_not_cured():
@@ -157,14 +158,14 @@ def test_among_those_that_have_shown_nothing_the_larger_change_has_more_hope_whe
 
 
 def test_a_verdict_carries_the_mean_gain_and_its_interval():
-    told = judge([sick(0.1), sick(0.2), sick(0.3)], [trial(0.9), trial(0.9), trial(0.9)], SICK, untrained=[0.0] * 3)
+    told = judge([sick(0.1), sick(0.2), sick(0.3)], [trial(0.9), trial(0.9), trial(0.9)], SICK, floors=[0.0] * 3)
     assert told.gain == pytest.approx(0.7)
     low, high = told.gain_interval
     assert 0.6 <= low < 0.7 < high <= 0.8
 
 
 def test_without_a_finding_before_nothing_is_cured_only_improved():
-    assert judge([trial(0.1)] * 3, [trial(0.9)] * 3, (), untrained=[0.0] * 3).outcome == "improved"
+    assert judge([trial(0.1)] * 3, [trial(0.9)] * 3, (), floors=[0.0] * 3).outcome == "improved"
 
 
 def well(metric):
@@ -176,3 +177,63 @@ def test_a_disease_of_some_seeds_is_cured_where_it_was_and_costs_nothing_where_i
     assert verdict(before, [trial(0.85), trial(0.84), trial(0.86)]) == "cured"
     assert verdict(before, [trial(0.85), trial(0.70), trial(0.86)]) == "not cured"
     assert verdict([sick(0.5), well(0.84), well(0.84)], [trial(0.85)] * 3) == "not cured", "one seed proves nothing"
+
+
+def losing(metric, *losses):
+    return replace(sick(metric), losses=losses)
+
+
+def test_a_metric_that_is_missing_though_the_training_went_through_is_nothing_to_compare_with():
+    missing = losing(None, 1.0, 0.9)
+    told = judge([missing] * 3, [trial(0.3)] * 3, SICK, floors=[None] * 3)
+    assert told.outcome == "not cured"
+    diverged = losing(None, 1.0, float("nan"))
+    assert judge([diverged] * 3, [trial(0.9)] * 3, SICK, floors=[0.1] * 3).outcome == "cured"
+
+
+def test_seeds_that_all_give_the_same_training_are_one_seed():
+    same = [replace(trial(0.9, seed=seed), losses=(1.0, 0.5)) for seed in range(3)]
+    told = judge([sick(0.1)] * 3, same, SICK, floors=[0.1] * 3)
+    assert told.outcome == "improved"
+    assert "prove no more than one" in told.message
+    others = [replace(one, losses=(1.0, 0.5 + seed)) for seed, one in enumerate(same)]
+    assert judge([sick(0.1)] * 3, others, SICK, floors=[0.1] * 3).outcome == "cured"
+
+
+def test_what_shuffled_targets_reach_too_is_no_gain():
+    after = [trial(0.30), trial(0.29), trial(0.30)]
+    before = [sick(0.25)] * 3
+    assert judge(before, after, SICK, floors=[0.25] * 3).outcome == "cured"
+    told = judge(before, after, SICK, floors=[0.25] * 3, control=[trial(0.28), trial(0.30), trial(0.27)])
+    assert told.outcome == "not cured"
+    assert "no better than the same training on shuffled targets" in told.message
+    low = [trial(0.2), trial(0.21), trial(0.2)]
+    assert judge(before, after, SICK, floors=[0.25] * 3, control=low).outcome == "cured"
+
+
+def test_no_seed_is_sick_and_nothing_is_cured():
+    assert verdict([well(0.5)] * 3, [trial(0.9)] * 3) == "improved"
+
+
+def test_more_seeds_do_not_make_it_harder_to_show_the_same_gain():
+    draw = random.Random(0)
+    shown = dict.fromkeys((3, 5, 10, 20), 0)
+    for _ in range(60):
+        for count in shown:
+            after = [trial(0.3 + draw.gauss(0.0, 0.03)) for _ in range(count)]
+            shown[count] += verdict([sick(0.2)] * count, after) == "cured"
+    assert shown[5] >= 40
+    assert shown[20] >= shown[10] >= 50
+
+
+def test_more_seeds_find_no_gain_where_there_is_none():
+    draw = random.Random(0)
+    found = 0
+    for _ in range(100):
+        before, after = ([0.25 + draw.gauss(0.0, 0.03) for _ in range(10)] for _ in range(2))
+        found += verdict([sick(value) for value in before], [trial(value) for value in after]) != "not cured"
+    assert found <= 3
+
+
+def test_a_huge_metric_is_said_in_few_digits():
+    assert len(judge([sick(1e300)] * 2, [trial(2e305)] * 2, SICK, floors=[0.0] * 2).message) < 300

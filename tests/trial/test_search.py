@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 import evengrad
-from evengrad.nouns import BatchError, TaskError
+from evengrad.nouns import BatchError, SettingError, TaskError
+from evengrad.trial._engine import failure
 from evengrad.trial._here import Here
 from evengrad.trial._plan import Plan
 from evengrad.trial._training import run_course
@@ -268,3 +269,75 @@ def test_labels_drawn_at_random_are_never_cured(seed):
     result = evengrad.repair(noise, seed=10 * seed, engine="here")
     assert result.findings, "the gradients do vanish"
     assert result.verdict.outcome != "cured"
+
+
+def test_a_metric_that_is_missing_on_the_way_does_not_end_a_training():
+    calls = []
+
+    def patchy(model):
+        calls.append(1)
+        inputs, labels = data()
+        accuracy = (model(inputs).argmax(1) == labels).float().mean().item()
+        return float("nan") if len(calls) == 2 else accuracy
+
+    result = evengrad.repair(task(deep(nn.ReLU, 1), steps=120, validate=patchy), seeds=1, engine="here")
+    assert result.trials[0].steps == 120
+    assert result.trials[0].error == ""
+    assert None in [metric for _, metric in result.trials[0].metrics]
+
+
+@pytest.mark.parametrize("steps", [4, 12, 48])
+def test_the_smallest_budget_that_is_taken_pays_for_a_proof(steps):
+    with pytest.raises(SettingError, match="at least") as caught:
+        evengrad.repair(task(steps=steps), budget=1, engine="here")
+    least = int(str(caught.value).split("at least ")[1].split()[0])
+    result = evengrad.repair(task(steps=steps), budget=least, engine="here")
+    assert sum(len(trial.losses) for trial in result.trials) <= least
+    stages = {trial.stage.split()[0] for trial in result.trials}
+    assert stages >= {"scout", "halving", "confirmation"}
+
+
+def test_an_untreated_training_that_the_engine_lost_proves_nothing(monkeypatch):
+    run = Here.run
+
+    def losing(engine, plans, tick):
+        for place, result in run(engine, plans, tick):
+            lost = plans[place].stage == "confirmation" and plans[place].label == "untreated"
+            yield place, failure(plans[place], "no end after 1 s: ended") if lost else result
+
+    monkeypatch.setattr(Here, "run", losing)
+    result = evengrad.repair(task(), seeds=2, engine="here")
+    assert result.verdict.outcome == "not cured"
+    assert any("Nothing was proved on seed" in note for note in result.story.notes)
+
+
+def test_a_model_that_makes_a_buffer_while_it_runs_does_not_cost_the_result():
+    class Counting(nn.Sequential):
+        def forward(self, x):
+            if not hasattr(self, "seen"):
+                self.register_buffer("seen", torch.zeros(1))
+            return super().forward(x)
+
+    result = evengrad.repair(task(lambda: Counting(*deep()())), seeds=1, engine="here")
+    assert result.verdict.outcome == "improved", "of one seed"
+    assert result.model is None or result.model.training
+
+
+def test_what_learns_nothing_is_not_called_healthy():
+    still = task(deep(nn.ReLU, 1), optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.0))
+    verdict = evengrad.repair(still, seeds=1, engine="here").verdict
+    assert verdict.outcome != "was not sick"
+
+
+def test_a_fault_in_the_code_that_no_treatment_reaches_is_said_to_be_one():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(16, 16), nn.Tanh()), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head(self.body(x).detach())
+
+    verdict = evengrad.repair(task(Cut, steps=60), seeds=1, engine="here").verdict
+    assert verdict.outcome in {"cannot be cured by a tool", "not cured"}
+    assert "mistake in the code" in verdict.message

@@ -58,7 +58,7 @@ class Entrant:
     @property
     def alive(self) -> bool:
         """Whether its training went through so far."""
-        return self.trial is not None and self.trial.metric is not None
+        return self.trial is not None and not self.trial.error
 
     @property
     def learns(self) -> bool:
@@ -129,7 +129,9 @@ class Choosing:
         if not settled:
             duel = self._raced(duel, last, "halving 3")
         self._runs.engine.forget([self._plan(entrant, last, "") for entrant in duel])
-        return [entrant.candidate for entrant in self._on_another_seed(duel, later)]
+        ended = self._on_another_seed(duel, later)
+        known = [one for one in ended if one.trial is not None and one.trial.metric is not None]
+        return [entrant.candidate for entrant in known]
 
     def _refined(self, field: list[Entrant], treatments: Sequence[AbstractTreatment]) -> list[Entrant]:
         """Give the leader a rival that has one treatment more, and then whoever is fine and slow, or leads.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
 from torch import nn
 
 from evengrad.nouns import Finding, Trial, Verdict
 from evengrad.trial._candidates import Candidate
+from evengrad.trial._control import is_doubtful
 from evengrad.trial._course import Course
 from evengrad.trial._engine import Failure
-from evengrad.trial._judge import hopeless, judge
+from evengrad.trial._judge import gains_of, hopeless, is_sick, judge
 from evengrad.trial._seeded import seeded
 from evengrad.trial._user_code import built
 
@@ -21,15 +24,17 @@ class Confirmation:
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
-        self.before: list[Course | Failure] = []
+        self.before: list[Course] = []
         self.after: list[Course | Failure] = []
-        self.untrained: list[float | None] = []
+        self.control: list[Course | Failure] = []
+        self.floors: list[float | None] = []
+        self.unchecked = False  # whether the gain asks for a control that there is none of
 
-    def add(self, before: Course | Failure, after: Course | Failure, untrained: float | None) -> None:
-        """Take a pair and the metric of a fresh model of the same seed."""
+    def add(self, before: Course, after: Course | Failure, floor: float | None) -> None:
+        """Take a pair, and the better metric of the fresh models of its seed, untreated and treated."""
         self.before.append(before)
         self.after.append(after)
-        self.untrained.append(untrained)
+        self.floors.append(floor)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -38,7 +43,9 @@ class Confirmation:
 
     def verdict(self, findings: tuple[Finding, ...]) -> Verdict:
         """Judge the pairs."""
-        return judge(_trials(self.before), _trials(self.after), findings, untrained=self.untrained)
+        before, after, control = _trials(self.before), _trials(self.after), _trials(self.control)
+        verdict = judge(before, after, findings, floors=self.floors, control=control)
+        return replace(verdict, outcome="improved") if self.unchecked and verdict.outcome == "cured" else verdict
 
     def hopeless(self, *, sick: bool) -> bool:
         """Tell whether more seeds cannot make it good.
@@ -47,14 +54,18 @@ class Confirmation:
             sick: Whether the disease is one that rules speak of; then a seed on which none does proves nothing.
         """
         before = _trials(self.before)
-        if sick and not any(trial.findings or trial.metric is None for trial in before):
+        if sick and not any(map(is_sick, before)):
             return any(one.trial.metric is None for one in self.after)
-        return hopeless(before, _trials(self.after), self.untrained)
+        return hopeless(before, _trials(self.after), self.floors)
+
+    def doubtful(self) -> bool:
+        """Tell whether the gains are so small that a control has to be trained."""
+        after = _trials(self.after)
+        return is_doubtful(gains_of(_trials(self.before), after, self.floors), after)
 
     def courses(self) -> tuple[list[Course], list[Course]]:
         """Give the untreated and the treated trainings that came through."""
-        before = [one for one in self.before if isinstance(one, Course)]
-        return before, [one for one in self.after if isinstance(one, Course)]
+        return self.before, [one for one in self.after if isinstance(one, Course)]
 
     def best_model(self) -> nn.Module | None:
         """Build the treated model with the best metric and give it its trained state."""
@@ -64,9 +75,12 @@ class Confirmation:
         best = max(trained, key=lambda one: one.trial.metric or float("-inf"))
         with seeded(best.trial.seed):
             model = built(self.candidate.treated.subject)
-        model.load_state_dict(best.state or {})
+        try:
+            model.load_state_dict(best.state or {})
+        except RuntimeError:  # the state of a model that makes part of itself while it runs does not fit a fresh one
+            return None
         return model
 
 
-def _trials(results: list[Course | Failure]) -> list[Trial]:
+def _trials(results: Sequence[Course | Failure]) -> list[Trial]:
     return [one.trial for one in results]

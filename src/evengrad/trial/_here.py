@@ -39,6 +39,8 @@ class Here(AbstractEngine):
                 training = Training(plan)
             course = training.advance(plan, tick)
         except EvengradError as err:
+            if training is not None:
+                training.close()
             return failure(plan, str(err), err)
         if plan.end < plan.steps and not course.trial.error:
             self._paused[plan.training] = training

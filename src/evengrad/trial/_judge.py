@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from statistics import mean, median
+from statistics import mean, median, stdev
 
 from evengrad.nouns import Finding, Outcome, Trial, Verdict
 from evengrad.trial._bootstrap import interval_of_mean
@@ -14,6 +14,8 @@ from evengrad.trial._bootstrap import interval_of_mean
 EQUAL_FRAC = 0.02
 # A gain below this share of the metric itself is none, however steady: no metric is known that finely.
 LEAST_GAIN_FRAC = 0.01
+MANY_SEEDS = 5  # from here on the mean and its interval decide, and not the worst of all seeds
+RANGE_OF_THREE = 1.69  # of three draws from a normal distribution, in standard deviations
 TAIL_FRAC = 0.1  # of the losses, over which their noise is averaged
 
 
@@ -115,22 +117,26 @@ def judge(
     after: Sequence[Trial],
     findings: Sequence[Finding],
     *,
-    untrained: Sequence[float | None],
+    floors: Sequence[float | None],
+    control: Sequence[Trial] = (),
 ) -> Verdict:
     """Compare paired trials, one pair per confirming seed.
 
-    The metric has improved if on every seed the treated training beats both the untreated one and the untrained model,
-    the smallest of these gains is larger than what the seed alone changes in the treated metric (its range over
-    seeds) and than 1 % of the metric, and the bootstrap interval of the mean gain lies above zero. Where a disease
-    comes with some seeds only, at least two must be sick, and on the others nothing may be lost, to 1 %. The pathology
-    has improved if on every seed the treated training has no finding at all and the symptoms found before are smaller,
-    where they have a size. *Cured* needs both, a finding before and at least two seeds; *improved* the metric.
+    The metric has improved if on every seed the treated training beats the untreated one and both fresh models, treated
+    and not, by more than what the seed alone changes in the treated metric and than 1 % of the metric. With five seeds
+    and more it is the mean gain that has to, and the bootstrap interval of it that has to lie above that 1 %. Where a
+    disease comes with some seeds only, at least two must be sick, and on the others nothing may be lost, to 1 %. Where
+    there is a control, every treated training must beat it in the same way. The pathology has improved if on every seed
+    the treated training has no finding at all and the symptoms found before are smaller, where they have a size.
+    *Cured* needs both, at least two seeds on which the untreated training is sick, and seeds that are not all the same
+    training; *improved* the metric.
 
     Args:
         before: Untreated trials, one per seed.
         after: Treated trials, same seeds, same order.
         findings: What was found in the untreated training.
-        untrained: The metric of the fresh model of each seed.
+        floors: The better metric of the two fresh models of each seed; None where neither has one.
+        control: Treated trials on shuffled targets, same seeds; empty where none was needed.
     """
     codes = frozenset(finding.code for finding in findings)
     symptoms_before = tuple(largest_symptom(trial, codes) for trial in before)
@@ -139,10 +145,11 @@ def judge(
         not trial.findings and (size_after < size_before or size_before == 0.0)
         for trial, size_before, size_after in zip(after, symptoms_before, symptoms_after, strict=True)
     ]
-    gains = [gain for gain in _gains(before, after, untrained) if gain is not None]
+    gains = gains_of(before, after, floors)
     outcome: Outcome = "not cured"
-    if beats_chance(before, after, untrained):
-        outcome = "cured" if all(healthy) and len(after) > 1 and findings else "improved"
+    if beats_chance(before, after, floors) and (not control or _beats_control(after, control)):
+        proved = len(after) > 1 and sum(map(is_sick, before)) > 1 and not same_training(after)
+        outcome = "cured" if all(healthy) and proved and findings else "improved"
     return Verdict(
         outcome=outcome,
         label=after[0].label if after else "",
@@ -153,47 +160,98 @@ def judge(
         seeds=tuple(trial.seed for trial in after),
         gain=mean(gains) if gains else None,
         gain_interval=interval_of_mean(gains) if len(gains) > 1 else None,
-        message=_message(before, after, (symptoms_before, symptoms_after), codes),
+        message=_message(before, after, (symptoms_before, symptoms_after), codes) + _doubts(after, control),
     )
 
 
-def beats_chance(before: Sequence[Trial], after: Sequence[Trial], untrained: Sequence[float | None]) -> bool:
-    """Tell whether the gain of every sick pair is larger than what the seed alone changes, and no other loses."""
-    if not before or hopeless(before, after, untrained):
+def beats_chance(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> bool:
+    """Tell whether the gains of the sick pairs are larger than what the seed alone changes, and no other loses."""
+    gains = gains_of(before, after, floors)
+    if not before or not gains or hopeless(before, after, floors):
         return False
-    sick = sick_of(before)
-    gains = _gains(before, after, untrained)
-    gained = [gain for gain, is_sick in zip(gains, sick, strict=True) if is_sick and gain is not None]
-    if len(gained) > 1 and interval_of_mean(gained)[0] <= 0.0:
+    if len(after) >= MANY_SEEDS and (interval_of_mean(gains)[0] <= _least(after) or mean(gains) <= _noise(after)):
         return False
-    return sum(sick) >= min(2, len(before))  # of a disease that comes with some seeds only, one seed proves nothing
+    return sum(sick_of(before)) >= min(2, len(before))  # of a disease of some seeds only, one seed proves nothing
 
 
-def hopeless(before: Sequence[Trial], after: Sequence[Trial], untrained: Sequence[float | None]) -> bool:
+def hopeless(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> bool:
     """Tell whether more seeds cannot make it good: one has failed, a sick one has not gained, or another has lost."""
-    reached = [trial.metric for trial in after if trial.metric is not None]
-    if len(reached) < len(after):
+    if any(trial.metric is None for trial in after):
         return True
-    least = LEAST_GAIN_FRAC * max((abs(value) for value in reached), default=0.0)
-    noise = max(max(reached, default=0.0) - min(reached, default=0.0), least)
-    pairs = zip(_gains(before, after, untrained), sick_of(before), strict=True)
-    return any(gain is not None and gain <= (noise if is_sick else -least) for gain, is_sick in pairs)
+    many = len(after) >= MANY_SEEDS
+    pairs = zip(before, after, floors, sick_of(before), strict=True)
+    for one, two, floor, sick in pairs:
+        gain = _gain(one, two, floor)
+        if gain is None and not _diverged(one):
+            return True  # nothing to compare with
+        least = -float("inf") if many and sick else _noise(after) if sick else -_least(after)
+        if gain is not None and gain <= least:
+            return True
+    return False
+
+
+def gains_of(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> list[float]:
+    """List the gains of the pairs whose untreated training is sick, where they are known."""
+    pairs = zip(before, after, floors, sick_of(before), strict=True)
+    gains = [_gain(one, two, floor) for one, two, floor, sick in pairs if sick]
+    return [gain for gain in gains if gain is not None]
 
 
 def sick_of(before: Sequence[Trial]) -> list[bool]:
     """Tell which untreated trainings are sick; all where none is, as they are to be improved then."""
-    sick = [bool(trial.findings) or trial.metric is None for trial in before]
+    sick = [is_sick(trial) for trial in before]
     return sick if any(sick) else [True] * len(before)
 
 
-def _gains(before: Sequence[Trial], after: Sequence[Trial], untrained: Sequence[float | None]) -> list[float | None]:
-    return [_gain(one, two, fresh) for one, two, fresh in zip(before, after, untrained, strict=True)]
+def is_sick(trial: Trial) -> bool:
+    """Tell whether a rule speaks of an untreated training, or it did not go through."""
+    return bool(trial.findings) or trial.metric is None
 
 
-def _gain(before: Trial, after: Trial, untrained: float | None) -> float | None:
-    """Gain over the better of the untreated and the untrained model; None when both failed and anything is a gain."""
-    floor = [value for value in (before.metric, untrained) if value is not None]
-    return None if not floor or after.metric is None else after.metric - max(floor)
+def same_training(trials: Sequence[Trial]) -> bool:
+    """Tell whether all seeds gave the same training to the bit, so that they are one."""
+    return len(trials) > 1 and bool(trials[0].losses) and len({trial.losses for trial in trials}) == 1
+
+
+def _beats_control(after: Sequence[Trial], control: Sequence[Trial]) -> bool:
+    reached = [trial.metric for trial in control if trial.metric is not None]
+    if not reached:
+        return True  # on shuffled targets it does not even train
+    noise = max(_noise(after), _noise(control))
+    return all(trial.metric is not None and trial.metric - max(reached) > noise for trial in after)
+
+
+def _noise(trials: Sequence[Trial]) -> float:
+    """Say what the seed alone changes: the range of three seeds, or what it would be of as many as there are."""
+    known = [trial.metric for trial in trials if trial.metric is not None]
+    if len(known) < 2:
+        return _least(trials)
+    spread_ = max(known) - min(known) if len(known) <= 3 else RANGE_OF_THREE * stdev(known)
+    return max(spread_, _least(trials))
+
+
+def _least(trials: Sequence[Trial]) -> float:
+    return LEAST_GAIN_FRAC * max((abs(trial.metric) for trial in trials if trial.metric is not None), default=0.0)
+
+
+def _diverged(trial: Trial) -> bool:
+    return trial.metric is None and not (trial.losses and isfinite(trial.losses[-1]))
+
+
+def _gain(before: Trial, after: Trial, floor: float | None) -> float | None:
+    """Gain over the best of the untreated and the fresh models; None when all failed."""
+    known = [value for value in (before.metric, floor) if value is not None]
+    return None if not known or after.metric is None else after.metric - max(known)
+
+
+def _doubts(after: Sequence[Trial], control: Sequence[Trial]) -> str:
+    said = ""
+    if control:
+        than = "better" if _beats_control(after, control) else "no better"
+        said += f"; {than} than the same training on shuffled targets ({spread([trial.metric for trial in control])})"
+    if same_training(after):
+        said += "; all seeds gave the same training, so they prove no more than one"
+    return said
 
 
 def _message(
@@ -228,7 +286,11 @@ def spread(metrics: Sequence[float | None]) -> str:
     if not known:
         return "failed"
     failed = len(metrics) - len(known)
-    said = f"{mean(known):.3f}"
+    said = _number(mean(known))
     if len(known) > 1:
-        said += f" ({min(known):.3f} to {max(known):.3f})"
+        said += f" ({_number(min(known))} to {_number(max(known))})"
     return said + (f", {failed} of {len(metrics)} failed" if failed else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"

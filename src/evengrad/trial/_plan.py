@@ -25,6 +25,7 @@ class Plan:
         until: Where to stop for now; None for the end. The metric is measured there, and a later plan for the same
             training may go on from there.
         log: A run directory for the readings; None for none.
+        keep_state: Whether the state of the trained model is wanted.
         time_s: Seconds that the way to `until` may take, where an engine can end a training; None for any time.
     """
 
@@ -36,6 +37,7 @@ class Plan:
     until: int | None = None
     log: Path | None = None
     time_s: float | None = None
+    keep_state: bool = True
 
     @property
     def end(self) -> int:

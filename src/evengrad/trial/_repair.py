@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from contextlib import closing
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import final
 
@@ -152,12 +151,12 @@ def _allowance(steps: int, seeds: int, budget: int | None) -> int | None:
     if budget is None:
         return None
     fixed = steps * (1 + 2 * seeds)
-    least = fixed + min(steps, ceil(steps / 2))
+    least = fixed + rungs_of(steps, 0).most_steps
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < least:
         raise SettingError(
             "budget",
             came=repr(budget),
             wanted=f"at least {least} optimizer steps",
-            advice=f"that is one untreated training, half a one for a candidate, and {seeds} pairs of {steps} steps",
+            advice=f"that is one untreated training, half of one for a candidate, and {seeds} pairs of {steps} steps",
         )
     return budget - fixed

@@ -34,12 +34,13 @@ class Runs:
         self.second_s: float | None = None
         self._noted = noted
         self._trials: dict[tuple[str, int, int], Trial] = {}
+        self._order: dict[tuple[str, int, int], None] = {}  # as they were asked for: results come as they are ready
         self._batches_seen: dict[int, str] = {}
 
     @property
     def trials(self) -> tuple[Trial, ...]:
         """Every training, as far as it got, in the order in which they began."""
-        return tuple(self._trials.values())
+        return tuple(self._trials[key] for key in self._order if key in self._trials)
 
     def time_s(self, plan_steps: int) -> float | None:
         """Say how long so many steps may take; None before any training has shown how long one takes."""
@@ -52,6 +53,7 @@ class Runs:
             TaskError: Two trainings of one seed did not begin with the same batch.
             KeyboardInterrupt: Ctrl-C.
         """
+        self._order |= dict.fromkeys(plan.training for plan in plans)
         planned = self.done + sum(plan.end - self._done_before(plan) for plan in plans)
         for place, result in self.engine.run(plans, self._tick(plans)):
             plan = plans[place]

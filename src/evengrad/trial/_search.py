@@ -14,6 +14,7 @@ from evengrad.treat import AbstractTreatment
 from evengrad.trial._candidates import Candidate, explained, proposed
 from evengrad.trial._choosing import Choosing
 from evengrad.trial._confirmation import Confirmation
+from evengrad.trial._control import control_of
 from evengrad.trial._course import Course
 from evengrad.trial._engine import AbstractEngine, Failure
 from evengrad.trial._judge import judge
@@ -26,7 +27,7 @@ from evengrad.trial._story import curves, facts, headline, heat_maps
 from evengrad.trial._suspicions import suspected
 from evengrad.trial._tailored import tailored
 from evengrad.trial._user_code import untrained_metric
-from evengrad.trial._without import not_by_a_tool, without_findings
+from evengrad.trial._without import in_the_code, not_by_a_tool, without_findings
 
 FINALISTS = 2
 SCOUTED = 8  # parts of the untreated training after each of which its metric is measured
@@ -101,8 +102,9 @@ class Search:
             self.lost = scout.trial.error
             return
         self.scout, self.findings = scout, scout.findings
-        if scout.findings or scout.trial.error or not suspected(scout)[0]:
+        if scout.findings or scout.trial.error or not suspected(scout)[0] or not self._affordable(extra=1):
             return
+        self.runs.total += self.task.steps
         other = self._scouted(self.seed + 1)
         if isinstance(other, Course) and other.findings:
             self.notes.append(f"With seed {self.seed} no rule speaks at the end; with seed {self.seed + 1} it is sick.")
@@ -127,6 +129,9 @@ class Search:
         if self.scout is None:
             return []
         if self.findings:
+            roots = [finding for finding in self.findings if not finding.follows]
+            if roots and not any(finding.cures for finding in roots):
+                return []  # what is at the root no treatment reaches; what follows from it is not worth a trial
             seed = self.seeds_to_choose[0]
             self.findings = explained(self.task, self.findings, seed=seed, progress=self._explaining)
             return proposed(tailored(self.findings, self.scout.record))
@@ -146,11 +151,13 @@ class Search:
             self.notes.append(f"Choosing ended early: {choosing.stopped}.")
         return finalists
 
-    def _affordable(self) -> bool:
-        return self.budget is None or self.runs.done + 2 * self.seeds * self.task.steps <= self.budget
+    def _affordable(self, *, extra: int = 0) -> bool:
+        """Tell whether the budget has room for a proof, and before that for choosing and further trainings."""
+        later = (2 * self.seeds + extra) * self.task.steps + (self.rungs.most_steps if extra else 0)
+        return self.budget is None or self.runs.done + later <= self.budget
 
     def _confirm(self, finalist: Candidate, *, first_seed: int) -> None:
-        """Train treated and untreated on fresh seeds; give up after the first pair that shows no gain."""
+        """Train treated and untreated on fresh seeds; give up where more of them cannot make it good."""
         confirmation = Confirmation(finalist)
         self.confirmations.append(confirmation)
         treated_log = None if self.log is None else _unused(self.log / "treated")
@@ -158,18 +165,58 @@ class Search:
             log = treated_log if seed == first_seed else None
             before = self._plan(self.task, "untreated", seed, stage="confirmation")
             task, label = finalist.treated.subject, finalist.label
-            after = self._plan(task, label, seed, stage="confirmation", log=log)
+            after = self._plan(task, label, seed, stage="confirmation", log=log, keep_state=True)
             results = dict(self.runs.run([before, after]))
-            with seeded(seed):
-                untrained = untrained_metric(self.task)
-            confirmation.add(results[0], results[1], untrained)
+            untreated = results[0] if isinstance(results[0], Course) else dict(self.runs.run([before]))[0]
+            if isinstance(untreated, Failure):
+                self.notes.append(f"Nothing was proved on seed {seed}: untreated, {untreated.trial.error}.")
+                return
+            confirmation.add(untreated, results[1], self._floor(finalist, seed))
             if confirmation.hopeless(sick=bool(self.findings)):
                 return
+        if confirmation.verdict(self.findings).outcome in {"cured", "improved"} and confirmation.doubtful():
+            self._control(confirmation)
 
-    def _plan(self, task: Task, label: str, seed: int, *, stage: str, log: Path | None = None) -> Plan:
-        steps = self.task.steps
-        time_s = self.runs.time_s(steps)
-        return Plan(task=task, label=label, seed=seed, steps=steps, stage=stage, log=log, time_s=time_s)
+    def _floor(self, finalist: Candidate, seed: int) -> float | None:
+        """Measure what fresh models reach, untreated and treated; give the better."""
+        found = []
+        for task in (self.task, finalist.treated.subject):
+            with seeded(seed):
+                found.append(untrained_metric(task))
+        return max((metric for metric in found if metric is not None), default=None)
+
+    def _control(self, confirmation: Confirmation) -> None:
+        """Train the treated task on shuffled targets, on the seeds of the proof."""
+        shuffled = control_of(confirmation.candidate.treated.subject)
+        label = f"{confirmation.candidate.label}, targets shuffled"
+        plans = [self._plan(shuffled, label, seed, stage="control") for seed in confirmation.seeds]
+        if self.budget is not None and self.runs.done + sum(plan.end for plan in plans) > self.budget:
+            self.notes.append(
+                "The budget had no room for a control on shuffled targets, which so small a gain asks for."
+            )
+            return
+        self.runs.total += sum(plan.end for plan in plans)
+        results = dict(self.runs.run(plans))
+        confirmation.control += [results[place] for place in sorted(results)]
+
+    def _plan(
+        self, task: Task, label: str, seed: int, *, stage: str, log: Path | None = None, keep_state: bool = False
+    ) -> Plan:
+        return Plan(
+            task=task,
+            label=label,
+            seed=seed,
+            steps=self.task.steps,
+            stage=stage,
+            log=log,
+            time_s=self.runs.time_s(self.task.steps),
+            keep_state=keep_state,
+        )
+
+    @property
+    def tried(self) -> bool:
+        """Whether any treatment has been tried."""
+        return any(trial.label != "untreated" for trial in self.trials)
 
     def _explaining(self, text: str, done: int, total: int) -> None:
         if self.runs.progress is not None:
@@ -189,19 +236,28 @@ class Search:
     def verdict(self) -> Verdict:
         """Say what the trials have shown so far."""
         best = self.best()
-        if best is None and self.lost:
-            return Verdict(outcome="not cured", message=f"the untreated training came to nothing: {self.lost}")
-        if best is None and self.scout is not None and not self.interrupted:
-            if not self.findings:
-                return without_findings(self.scout, tried=len(self.trials) > 1)
-            if by_code := not_by_a_tool(self.findings, tried=len(self.trials) > 1):
-                return replace(by_code, metric_before=(self.scout.trial.metric,))
-        verdict = best.verdict(self.findings) if best is not None else judge([], [], self.findings, untrained=[])
+        without = self._without_proof() if best is None and not self.interrupted else None
+        if without is not None:
+            return without
+        verdict = best.verdict(self.findings) if best is not None else judge([], [], self.findings, floors=[])
         if self.interrupted and (best is None or len(verdict.seeds) < self.seeds):
             return replace(verdict, outcome="not cured", message=f"interrupted: {verdict.message}; nothing is proved")
         if verdict.outcome == "not cured" and not self.findings and self.scout is not None:
             return without_findings(self.scout, tried=True)
+        if verdict.outcome == "not cured":
+            return replace(verdict, message=verdict.message + in_the_code(self.findings))
         return verdict
+
+    def _without_proof(self) -> Verdict | None:
+        """Judge a search that came to no pair of trainings; None where it had candidates and none could be trained."""
+        if self.lost:
+            return Verdict(outcome="not cured", message=f"the untreated training came to nothing: {self.lost}")
+        if self.scout is None:
+            return None
+        if not self.findings:
+            return without_findings(self.scout, tried=self.tried)
+        by_code = not_by_a_tool(self.findings, tried=self.tried)
+        return None if by_code is None else replace(by_code, metric_before=(self.scout.trial.metric,))
 
     def told(self, patch: Patch | None) -> Story:
         """Tell what was found, and keep it in the log."""

@@ -65,7 +65,7 @@ def curves(courses: Sequence[Course], group: str) -> tuple[Curve, ...]:
 def headline(findings: Sequence[Finding], verdict: Verdict | None, *, interrupted: bool = False) -> str:
     """Say the result in one sentence."""
     found = ", ".join(dict.fromkeys(finding.symptom for finding in findings)) or "no finding"
-    if verdict is None or (interrupted and not verdict.label):
+    if verdict is None or (interrupted and verdict.outcome == "not cured"):
         return (
             f"{found[:1].upper()}{found[1:]} {'when it was interrupted' if interrupted else 'so far'}; nothing proved"
         )

@@ -68,8 +68,9 @@ class Training:
             try:
                 error = self._train(plan.end, tick)
                 if not error:
-                    metric, error = self._validate()
+                    metric, why = self._validate()
                     self._metrics.append((self._step, metric))
+                    error = why if plan.end >= plan.steps else ""  # on the way a metric may be missing
             except KeyboardInterrupt:
                 interrupted, error = True, f"interrupted after {len(self._loop.losses)} steps"
             extra = self._look(final=plan.end >= plan.steps or bool(error))
@@ -162,7 +163,7 @@ class Training:
             trial=trial,
             record=record,
             findings=findings,
-            state=self._state() if plan.end >= plan.steps else None,
+            state=self._state() if plan.end >= plan.steps and plan.keep_state else None,
             first_batch=self._first_batch,
             interrupted=interrupted,
         )

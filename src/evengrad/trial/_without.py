@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evengrad.diagnose import loss_left
 from evengrad.nouns import Finding, Outcome, Record, Verdict
 from evengrad.trial._course import Course
 from evengrad.trial._judge import spread
 from evengrad.trial._suspicions import fell_back, spoke_early
+
+IN_THE_CODE = "mistake in the code"  # how a rule that is certain begins its cause
+FLAT_FRAC = 0.95  # of the loss of the best constant prediction: nothing was learnt
 
 
 def without_findings(scout: Course, *, tried: bool) -> Verdict:
@@ -31,23 +35,39 @@ def without_findings(scout: Course, *, tried: bool) -> Verdict:
     notes += [fall] if fall else []
     notes += ["nothing that was tried did better on other seeds"] if tried else []
     text = f"{fine}; metric {spread([trial.metric])} after {trial.steps} steps" + "".join(f"; {note}" for note in notes)
-    outcome: Outcome = "not cured" if _all_zero(scout.record) or fall else "was not sick"
+    left = loss_left(scout.record)
+    if left is not None and left >= FLAT_FRAC:
+        text += f"; its loss is {left:.0%} of that of the best constant prediction: it has learnt nothing of its inputs"
+    nothing = _all_zero(scout.record) or bool(fall) or (left is not None and left >= FLAT_FRAC)
+    outcome: Outcome = "not cured" if nothing else "was not sick"
     return Verdict(outcome=outcome, metric_before=(trial.metric,), message=text)
 
 
 def not_by_a_tool(findings: Sequence[Finding], *, tried: bool) -> Verdict | None:
-    """Judge a training whose roots are in the code or the data, where no treatment reaches; None for any other.
+    """Judge a training that no treatment reaches: its roots are in the code or the data. None where one was tried.
 
     Args:
         findings: What was found.
-        tried: Whether there was anything to try.
+        tried: Whether any treatment was tried.
     """
-    roots = [finding for finding in findings if not finding.follows] or list(findings)
-    if tried or not roots or any(finding.cures for finding in roots):
+    roots = _roots(findings)
+    if tried or not roots:
         return None
     said = [f"{one.code} {one.symptom}: {one.cause or one.message}" + _where_to_look(one) for one in roots]
+    refused = [f"{cure.label}: {cure.change}" for one in roots for cure in one.cures if not cure.tried and cure.change]
     text = "no treatment reaches this, the code or the data has to change: " + "; ".join(said)
+    text += f" (refused: {'; '.join(refused)})"[:500] if refused else ""
     return Verdict(outcome="cannot be cured by a tool", message=text)
+
+
+def in_the_code(findings: Sequence[Finding]) -> str:
+    """Say which of the roots is a mistake in the code; empty for none."""
+    said = [f"{one.code}: {one.cause}{_where_to_look(one)}" for one in _roots(findings) if IN_THE_CODE in one.cause]
+    return "".join(f"; {one}" for one in said)
+
+
+def _roots(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if not finding.follows] or list(findings)
 
 
 def _where_to_look(finding: Finding) -> str:
