@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from evengrad.nouns import Finding, Story
+from evengrad.nouns import Finding, Story, Verdict
 from evengrad.report import text, write
 from evengrad.report._headline import headline_of
 
@@ -45,3 +45,11 @@ def test_the_headline_names_the_roots_and_counts_the_rest():
     assert headline_of((ROOT, BELOW), 9) == "2 findings in 9 steps: raw input (critical), and 1 that follows"
     many = (ROOT, *[replace(BELOW, code=f"EG{number}") for number in range(3)])
     assert headline_of(many, 9) == "4 findings in 9 steps: raw input (critical), and 3 that follow"
+
+
+def test_what_nobody_has_trained_is_not_called_failed():
+    healthy = Verdict(outcome="was not sick", metric_before=(0.9,), message="fine")
+    story = Story(title="t", headline="h", verdict=healthy)
+    assert "failed" not in text(story)
+    failed = Verdict(outcome="not cured", metric_before=(0.1,), metric_after=(None,), seeds=(2,), message="m")
+    assert "failed" in text(Story(title="t", headline="h", verdict=failed))

@@ -136,9 +136,14 @@ def proof_of(verdict: Verdict) -> Proof:
     before, after = verdict.metric_before, verdict.metric_after
     known = finite((*before, *after))
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
+    found = zip_longest(verdict.seeds, before, after, verdict.symptoms_before, verdict.symptoms_after)
     rows = tuple(
-        _seed_row(str(seed) if seed is not None else NOTHING, numbers, low, high)
-        for seed, *numbers in zip_longest(verdict.seeds, before, after, verdict.symptoms_before, verdict.symptoms_after)
+        _without(
+            _seed_row(str(seed) if seed is not None else NOTHING, numbers, low, high),
+            before=place >= len(before),
+            after=place >= len(after),
+        )
+        for place, (seed, *numbers) in enumerate(found)
     )
     means = (mean(before), mean(after), mean(verdict.symptoms_before), mean(verdict.symptoms_after))
     paired = [b - a for a, b in zip(before, after, strict=False) if a is not None and b is not None]
@@ -159,6 +164,12 @@ def proof_of(verdict: Verdict) -> Proof:
         symptom_spread_before=_decades_spread(verdict.symptoms_before),
         symptom_spread_after=_decades_spread(verdict.symptoms_after),
     )
+
+
+def _without(row: SeedRow, *, before: bool, after: bool) -> SeedRow:
+    """Take out what nobody has trained: that has not failed."""
+    row = replace(row, before=NOTHING) if before else row
+    return replace(row, after=NOTHING) if after else row
 
 
 def _gain(verdict: Verdict) -> str:
