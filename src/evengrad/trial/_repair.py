@@ -90,8 +90,9 @@ def repair(
 
     Args:
         task: Left as it is.
-        budget: The most optimizer steps, all trials together; None for what the search takes: one training to look, at
-            most three to choose, and two for each confirming seed of at most two finalists.
+        budget: The most optimizer steps, all trials together; None for what the search takes: one training to look, two
+            where the first only looks odd, at most three to choose, two for each confirming seed of at most two
+            finalists, and one more for each where so small a gain asks for a control.
         seeds: Confirming seeds; one is never enough for *cured*.
         engine: Where trials run. `local`: in processes of their own, each with limits of memory and time; `here`: in
             this process, one after the other; `ray`: on a Ray cluster, with what `Task.resources` states; `auto`:
