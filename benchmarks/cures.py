@@ -1,7 +1,8 @@
 """What `repair` makes of the clinic's programs: the metric that it reaches, against that of the reference fix.
 
-    python benchmarks/cures.py -o cures.json
+    python benchmarks/cures.py -o cures.json --page docs/cures.md
     python benchmarks/cures.py --only 1,4,37 --seeds 0 --show
+    python benchmarks/cures.py --read cures.json --page docs/cures.md
 
 For each faulty program and each seed, `repair` searches from that seed and confirms on three others; the reference fix
 is trained on the same three. A program is cured here when the mean of the treated metric reaches 95 % of the mean of
@@ -230,19 +231,88 @@ def summary(all_of_them: Sequence[Cured]) -> str:
     return "\n".join(lines)
 
 
+def page(found: Sequence[Cured], facts: dict[str, object]) -> str:
+    """Write what came out as a page."""
+    lines = [
+        "# What repair makes of the clinic",
+        "",
+        f"Written by `python benchmarks/cures.py --page docs/cures.md` on {facts['date']}: torch {facts['torch']}, one",
+        f"thread for each repair, {facts['processes']} side by side. The programs are those of [the clinic](clinic.md),",
+        "each with a reference fix that a person wrote. `repair` was built beside them, so expect less on trainings that",
+        "nobody here has seen.",
+        "",
+        "Each repair searches from a seed of its own and confirms on three others. Its metric is the mean over these, and",
+        "the reference fix is trained on the same three. *Reached* is a repair whose metric is at least 95 % of the fix's,",
+        "with at most five treated trainings of full length and at most three trainings' worth of optimizer steps for",
+        "choosing, in the faulty program's number of steps; some fixes train for longer. The untreated trainings and the",
+        "controls on shuffled targets that belong to the proof are not counted in either.",
+        "",
+        "## In short",
+        "",
+        *(f"- {line}" for line in summary(found).splitlines()),
+        "",
+        *_tables(found),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+TITLES = {
+    "gradient": "Faults that show in the gradients",
+    "other": "Faults that do not: labels, outputs, too few or too small steps",
+    "extra": "Further faults",
+    "healthy": "Healthy programs",
+}
+
+
+def _tables(found: Sequence[Cured]) -> list[str]:
+    lines: list[str] = []
+    for kind, title in TITLES.items():
+        same = sorted((one for one in found if one.kind == kind), key=lambda one: (one.number, one.name, one.seed))
+        if not same:
+            continue
+        lines += [f"## {title}", ""]
+        lines += ["| # | program | seed | verdict | before | after | fix | reached | full | choosing | s | treatment |"]
+        lines += ["| --- " * 12 + "|"]
+        for one in same:
+            reached = "" if kind == "healthy" else "yes" if one.enough and one.within else "no"
+            metrics = " | ".join(
+                "-" if value is None else f"{value:.3f}" for value in (one.before, one.after, one.fixed)
+            )
+            lines.append(
+                f"| {one.number or ''} | {one.name} | {one.seed} | {one.outcome} | {metrics} | {reached} | "
+                f"{one.full_trials} | {one.choosing:.2f} | {one.seconds:.0f} | {one.label} |"
+            )
+        lines.append("")
+    return lines[:-1]
+
+
 def main() -> None:
     """Repair all that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, help="where to write the numbers as JSON")
+    parser.add_argument("--page", type=Path, help="where to write the page")
+    parser.add_argument("--read", type=Path, help="take the numbers from such a file instead of repairing")
     parser.add_argument("--only", default="", help="numbers or names, with commas")
     parser.add_argument("--kinds", default="gradient,other,extra,healthy")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--show", action="store_true", help="print every trial")
     options = parser.parse_args()
+    if options.read is not None:
+        kept = json.loads(options.read.read_text())
+        found, facts = [Cured(**one) for one in kept["repairs"]], kept["facts"]
+    else:
+        found, facts = _repaired_all(options), _facts(options.processes)
+    print(summary(found))
+    if options.output is not None:
+        options.output.write_text(json.dumps({"facts": facts, "repairs": [asdict(one) for one in found]}, indent=1))
+    if options.page is not None:
+        options.page.write_text(page(found, facts))
+
+
+def _repaired_all(options: argparse.Namespace) -> list[Cured]:
     only = frozenset(filter(None, options.only.split(",")))
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    jobs = jobs_of(options.kinds.split(","), only, seeds)
+    jobs = jobs_of(options.kinds.split(","), only, [int(seed) for seed in options.seeds.split(",")])
     found: list[Cured] = []
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for one in pool.imap_unordered(run, jobs):
@@ -250,16 +320,16 @@ def main() -> None:
             print(line_of(one), flush=True)
             if options.show or one.outcome == "raised":
                 print(one.said, flush=True)
-    print(summary(found))
-    if options.output is not None:
-        facts = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "processor": platform.machine(),
-            "processes": options.processes,
-        }
-        options.output.write_text(json.dumps({"facts": facts, "repairs": [asdict(one) for one in found]}, indent=1))
+    return found
+
+
+def _facts(processes: int) -> dict[str, object]:
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processes": processes,
+    }
 
 
 if __name__ == "__main__":
