@@ -17,7 +17,7 @@ help:
 	@echo "make test      every check: ruff, mypy, pytest with doctests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make bench     every benchmark, one after the other, about an hour; writes bench/*.json"
-	@echo "make clinic    faulty, fixed and healthy trainings and what is said of them, an hour; writes bench/clinic.json"
+	@echo "make clinic    faulty, fixed and healthy trainings: what is said of them, what cures them, beside others; two hours"
 	@echo "make clean     remove .venv, caches and demo/"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/evengrad demo -o demo
 
-BENCHMARKS := norm_error apply_cost guard_cost probe_cost probe_cost checkup_cost run_log import_time spikes regret default_policy thresholds
+BENCHMARKS := norm_error apply_cost guard_cost probe_cost checkup_cost run_log import_time spikes regret default_policy thresholds
 bench: $(STAMP)
 	mkdir -p bench
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py -o bench/$$name.json || exit 1; done
@@ -39,6 +39,8 @@ clinic: $(STAMP)
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[clinic]"
 	mkdir -p bench
 	$(BIN)/python benchmarks/clinic -o bench/clinic.json --page bench/clinic.md
+	$(BIN)/python benchmarks/cures.py -o bench/cures.json --page bench/cures.md
+	$(BIN)/python benchmarks/rivals.py -o bench/rivals.json --page bench/rivals.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
