@@ -105,8 +105,9 @@ def test_the_best_metric_wins_and_the_worse_half_stops_early(task):
     metrics = {label(one): steady(0.2 + 0.1 * place) for place, one in enumerate(SINGLES)}
     engine = Script(metrics | {label(SINGLES[2]): lambda part, seed: 0.9 * part**0.1})
     order, _ = chosen(task, engine)
-    assert order == ["AddNormalization", "ScaleLearningRate"]
-    assert set(labels_at(engine, 80)) == {"AddNormalization", "ScaleLearningRate"}
+    assert order[:2] == ["AddNormalization", "ScaleLearningRate"]
+    assert set(labels_at(engine, 40)) == {one.name for one in SINGLES}
+    assert labels_at(engine, 80) == [], "it has shown something after a quarter, and goes to another seed"
 
 
 def test_no_combination_is_tried_where_a_single_treatment_suffices(task):
@@ -137,7 +138,7 @@ def test_treatments_that_fail_alone_are_tried_together(task):
     order, _ = chosen(task, engine)
     together = [label for label, _, _ in engine.ran if "+" in label]
     assert together
-    assert order == ["Combined", "Combined"]
+    assert set(order) == {"Combined"}
 
 
 def test_a_leader_that_nobody_can_overtake_ends_the_choosing(task):
@@ -153,21 +154,28 @@ def test_a_rival_that_is_still_rising_keeps_it_going(task):
     engine = Script({label(SINGLES[0]): steady(0.9), label(SINGLES[1]): lambda part, seed: min(1.0, 0.2 + part)})
     _, choosing = chosen(task, engine)
     assert not choosing.stopped
-    assert max(end for _, _, end in engine.ran) == 80
+
+
+def test_where_nobody_has_learnt_anything_two_go_on_to_half(task):
+    engine = Script({})
+    chosen(task, engine)
+    assert sum(end == 80 for _, _, end in engine.ran) == 2
+    assert {seed for _, seed, _ in engine.ran} == {0, 1}
 
 
 def test_a_treatment_that_one_seed_was_kind_to_loses_on_the_second(task):
     kind = {0: 0.95, 1: 0.4}
     engine = Script({label(SINGLES[0]): lambda part, seed: kind[seed], label(SINGLES[1]): steady(0.9)})
     order, _ = chosen(task, engine)
-    assert order == ["SwapActivation", "Reinitialize"]
+    assert order[0] == "SwapActivation"
 
 
 def test_what_fails_on_the_second_seed_is_not_chosen(task):
     fails = {0: 0.95, 1: None}
     engine = Script({label(SINGLES[0]): lambda part, seed: fails[seed], label(SINGLES[1]): steady(0.9)})
     order, _ = chosen(task, engine)
-    assert order == ["SwapActivation"]
+    assert order[0] == "SwapActivation"
+    assert "Reinitialize" not in order
 
 
 def test_a_leader_that_is_fine_and_slow_is_tried_with_larger_steps(task):

@@ -176,7 +176,8 @@ def test_a_disease_of_some_seeds_is_cured_where_it_was_and_costs_nothing_where_i
     before = [sick(0.5), well(0.84), sick(0.5)]
     assert verdict(before, [trial(0.85), trial(0.84), trial(0.86)]) == "cured"
     assert verdict(before, [trial(0.85), trial(0.70), trial(0.86)]) == "not cured"
-    assert verdict([sick(0.5), well(0.84), well(0.84)], [trial(0.85)] * 3) == "not cured", "one seed proves nothing"
+    assert verdict([sick(0.5), well(0.84), well(0.84)], [trial(0.85), trial(0.84), trial(0.84)]) == "not cured", "one"
+    assert verdict([sick(0.1), well(0.69), well(0.67)], [trial(0.98), trial(0.99), trial(0.98)]) == "cured", "all gain"
 
 
 def losing(metric, *losses):

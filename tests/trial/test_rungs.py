@@ -16,8 +16,10 @@ def test_choosing_costs_three_trainings_at_most(steps):
 
 
 def test_the_cost_counts_each_step_once_and_the_last_few_on_two_seeds():
-    # twelve for 10, four of them for 30 more, two refinements and two on another seed for 40, two for 40 more
-    assert cost((10, 40, 80), (12, 4, 2), 2) == 12 * 10 + 4 * 30 + 2 * 40 + 2 * 40 + 2 * 40
+    # twelve for 10, four of them for 30 more, two refinements for 40, and four on another seed for 40
+    assert cost((10, 40, 80), (12, 4, 2), 2) == 12 * 10 + 4 * 30 + 2 * 40 + 4 * 40
+    # or two for 200 more and on another seed for 40, which is dearer
+    assert cost((10, 40, 240), (12, 4, 2), 0) == 12 * 10 + 4 * 30 + 2 * 200 + 2 * 40
 
 
 def test_an_allowance_is_kept_where_one_candidate_fits():

@@ -98,10 +98,12 @@ class Repair:
         """Load the task and repair it; Ctrl-C leaves what was found so far and makes the exit status 130."""
         from evengrad import report
         from evengrad.cli._load import load_task
+        from evengrad.cli._patch import as_file
         from evengrad.trial import repair
 
-        if self.output is not None:
-            report.check_target(self.output)
+        for target in (self.output, self.patch):
+            if target is not None:
+                report.check_target(target)
         task = load_task(self.task)
         task = replace(task, name=self.task) if task.name == "task" else task
         with Progress(quiet=self.json) as progress:
@@ -124,7 +126,7 @@ class Repair:
             if self.output is not None:
                 result.report(self.output)
             if self.patch is not None and result.patch:
-                self.patch.write_text(result.patch, encoding="utf-8", newline="")
+                self.patch.write_text(as_file(result), encoding="utf-8", newline="")
         if result.interrupted:
             raise KeyboardInterrupt
         return OK if result.verdict.outcome == "was not sick" else FINDINGS

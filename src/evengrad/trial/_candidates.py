@@ -173,6 +173,12 @@ def _together(
     return whole
 
 
+def akin(one: AbstractTreatment, other: AbstractTreatment) -> bool:
+    """Tell whether one treatment is part of the other: what the smaller one does has been tried with the larger."""
+    first, second = ({part.label for part in parts_of(treatment)} for treatment in (one, other))
+    return first <= second or second <= first
+
+
 def likeness(base: AbstractTreatment, other: AbstractTreatment, *, own: bool) -> tuple[bool, bool, bool]:
     """Rank a partner for a treatment: what acts on something else first, then what its own trial is found to lack.
 

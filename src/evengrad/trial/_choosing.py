@@ -109,6 +109,10 @@ class Choosing:
     def run(self, treatments: Sequence[AbstractTreatment]) -> list[Candidate]:
         """Rank what was tried, the best first; only what could be trained.
 
+        Where the leader has learnt something after a quarter of the steps, the best four train as far on another seed,
+        since one seed may be kind to a treatment that others are not; where nobody has, the best two train on to half,
+        and then on the other seed.
+
         Args:
             treatments: Single ones, by rank.
         """
@@ -125,11 +129,11 @@ class Choosing:
         settled = self._settled(field, first, later)
         if not settled:
             field = self._refined(field, treatments)
-        duel = self._cut(field, places[2])
-        if not settled:
-            duel = self._raced(duel, last, "halving 3")
-        self._runs.engine.forget([self._plan(entrant, last, "") for entrant in duel])
-        ended = self._on_another_seed(duel, later)
+        last_few = self._cut(field, places[1] if field and self._shows(field[0]) else places[2])
+        if last_few and not self._shows(last_few[0]):
+            last_few = self._raced(last_few, last, "halving 3")
+        self._runs.engine.forget([self._plan(entrant, last, "") for entrant in last_few])
+        ended = [*self._on_another_seed(last_few, later), *(one for one in field if one not in last_few)]
         known = [one for one in ended if one.trial is not None and one.trial.metric is not None]
         return [entrant.candidate for entrant in known]
 
@@ -151,7 +155,7 @@ class Choosing:
         return field
 
     def _on_another_seed(self, duel: list[Entrant], until: int) -> list[Entrant]:
-        """Rank the last few by the mean of two seeds: one seed may be kind to a treatment that others are not."""
+        """Rank the last few by the mean of two seeds."""
         if len(duel) < 2:
             return duel
         plans = [replace(self._plan(one, until, "halving 3"), seed=self._second_seed) for one in duel]
@@ -246,6 +250,13 @@ class Choosing:
             return False
         known = [metric for metric in (self._floor, metric_at(self._untreated, trial.steps)) if metric is not None]
         return not known or trial.metric > max(known) + LEAST_GAIN_FRAC * abs(trial.metric)
+
+    def _shows(self, entrant: Entrant) -> bool:
+        """Tell whether it has learnt more than the untreated training and a fresh model, with a finding or without."""
+        trial = entrant.trial
+        if trial is None or trial.metric is None or not entrant.learns:
+            return False
+        return self._nothing.metric is None or trial.metric > self._nothing.metric + LEAST_GAIN_FRAC * abs(trial.metric)
 
     def _settled(self, field: Sequence[Entrant], first: int, later: int) -> bool:
         """Tell whether nobody could come to the leader's metric by the end, were each to go on as it has come."""

@@ -61,7 +61,8 @@ class Confirmation:
     def doubtful(self) -> bool:
         """Tell whether the gains are so small that a control has to be trained."""
         after = _trials(self.after)
-        return is_doubtful(gains_of(_trials(self.before), after, self.floors), after)
+        gains = [gain for gain in gains_of(_trials(self.before), after, self.floors) if gain is not None]
+        return is_doubtful(gains, after)
 
     def courses(self) -> tuple[list[Course], list[Course]]:
         """Give the untreated and the treated trainings that came through."""

@@ -125,7 +125,7 @@ def judge(
     The metric has improved if on every seed the treated training beats the untreated one and both fresh models, treated
     and not, by more than what the seed alone changes in the treated metric and than 1 % of the metric. With five seeds
     and more it is the mean gain that has to, and the bootstrap interval of it that has to lie above that 1 %. Where a
-    disease comes with some seeds only, at least two must be sick, and on the others nothing may be lost, to 1 %. Where
+    disease comes with some seeds only, the sick ones must gain, two at least, and no other may lose 1 %. Where
     there is a control, every treated training must beat it in the same way. The pathology has improved if on every seed
     the treated training has no finding at all and the symptoms found before are smaller, where they have a size.
     *Cured* needs both, at least two seeds on which the untreated training is sick, and seeds that are not all the same
@@ -145,10 +145,10 @@ def judge(
         not trial.findings and (size_after < size_before or size_before == 0.0)
         for trial, size_before, size_after in zip(after, symptoms_before, symptoms_after, strict=True)
     ]
-    gains = gains_of(before, after, floors)
+    gains = [gain for gain in gains_of(before, after, floors) if gain is not None]
     outcome: Outcome = "not cured"
     if beats_chance(before, after, floors) and (not control or _beats_control(after, control)):
-        proved = len(after) > 1 and sum(map(is_sick, before)) > 1 and not same_training(after)
+        proved = len(after) > 1 and any(map(is_sick, before)) and not same_training(after)
         outcome = "cured" if all(healthy) and proved and findings else "improved"
     return Verdict(
         outcome=outcome,
@@ -167,11 +167,13 @@ def judge(
 def beats_chance(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> bool:
     """Tell whether the gains of the sick pairs are larger than what the seed alone changes, and no other loses."""
     gains = gains_of(before, after, floors)
-    if not before or not gains or hopeless(before, after, floors):
+    known = [gain for gain, sick in zip(gains, sick_of(before), strict=True) if sick and gain is not None]
+    if not known or hopeless(before, after, floors):
         return False
-    if len(after) >= MANY_SEEDS and (interval_of_mean(gains)[0] <= _least(after) or mean(gains) <= _noise(after)):
+    if len(after) >= MANY_SEEDS and (interval_of_mean(known)[0] <= _least(after) or mean(known) <= _noise(after)):
         return False
-    return sum(sick_of(before)) >= min(2, len(before))  # of a disease of some seeds only, one seed proves nothing
+    gained = sum(gain is not None and gain > _noise(after) for gain in gains) + sum(map(_diverged, before))
+    return gained >= min(2, len(before))  # of a disease of some seeds only, one seed proves nothing
 
 
 def hopeless(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> bool:
@@ -190,11 +192,9 @@ def hopeless(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[f
     return False
 
 
-def gains_of(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> list[float]:
-    """List the gains of the pairs whose untreated training is sick, where they are known."""
-    pairs = zip(before, after, floors, sick_of(before), strict=True)
-    gains = [_gain(one, two, floor) for one, two, floor, sick in pairs if sick]
-    return [gain for gain in gains if gain is not None]
+def gains_of(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> list[float | None]:
+    """List the gain of each pair over the best of the untreated and the fresh models; None where it is not known."""
+    return [_gain(one, two, floor) for one, two, floor in zip(before, after, floors, strict=True)]
 
 
 def sick_of(before: Sequence[Trial]) -> list[bool]:

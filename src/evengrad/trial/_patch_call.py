@@ -209,8 +209,8 @@ def _fits(source: Source, call: ast.Call, task: Task, namespace: Mapping[str, An
         live = getattr(task, field.name)
         if field.name in words:
             likeness.append(_likeness(source, words[field.name], live, namespace, local))
-        elif not spread and (field.default is MISSING or not _equal(live, field.default)):
-            return False
+        elif field.name != "name" and not spread and (field.default is MISSING or not _equal(live, field.default)):
+            return False  # a name may be given later, as the command line does
     return "different" not in likeness and "same" in likeness
 
 

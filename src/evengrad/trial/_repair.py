@@ -81,10 +81,10 @@ def repair(
     One full untreated training is watched. If a rule speaks, its cures are ranked by counterfactuals on a fresh model,
     the smallest change first. Up to eight single treatments train for a sixteenth of the steps, and where the best does
     not suffice, up to four combinations: of the best with what the diagnosis of its own trial proposes, and with the
-    next best. The best four go on to a quarter, where the leader may be refined twice by one treatment more; the best
-    two go on to half, and to a quarter on another seed, unless the leader has come to where nobody could overtake it.
-    The winner is confirmed by full trainings, treated and untreated, on seeds that were not used for choosing. If it
-    shows no gain there, the second best gets its own seeds, as far as the budget goes. Every trial starts from fresh
+    next best. The best four go on to a quarter, where the leader may be refined twice by one treatment more, and then
+    as far on another seed; or the best two go on to half before that, where nobody has learnt anything yet. The winner
+    is confirmed by full trainings, treated and untreated, on seeds that were not used for choosing. If it shows no gain
+    there, the next that is not akin gets its own seeds, as far as the budget goes. Every trial starts from fresh
     weights and sees the same batches in the same order; `validate` only measures. A candidate that raises, crashes or
     hangs has failed; the search goes on. Ctrl-C ends the search and returns what was found so far.
 

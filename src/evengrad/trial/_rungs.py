@@ -9,7 +9,7 @@ MOST_SINGLES = 8
 MOST_COMBINED = 4
 MOST_REFINED = 2
 # Candidates train for a sixteenth of the steps and the best four of them for a quarter, where the leader may be refined
-# twice; the best two train for half, and for a quarter on another seed: together three trainings.
+# twice; then these four train for a quarter on another seed, or two for half and on another seed: three trainings.
 PARTS = (1 / 16, 1 / 4, 1 / 2)
 PLACES = (MOST_SINGLES + MOST_COMBINED, 4, 2)
 ALLOWANCE = 3.0
@@ -61,8 +61,8 @@ def rungs_of(steps: int, allowance: int | None = None) -> Rungs:
 
 
 def cost(lengths: tuple[int, int, int], places: tuple[int, int, int], refined: int) -> int:
-    """Count the optimizer steps of all rungs, the second for the last few on another seed too."""
-    before = (0, *lengths)
-    ways = (length - start for length, start in zip(lengths, before, strict=False))
-    on_another_seed = places[-1] if places[-1] > 1 else 0
-    return (on_another_seed + refined) * lengths[1] + sum(count * way for count, way in zip(places, ways, strict=True))
+    """Count the optimizer steps of the two rungs, the refinements, and the dearer of the two ways to end."""
+    first, second, third = lengths
+    on_seeds = places[1] * second if places[1] > 1 else 0
+    on_length = places[2] * (third - second) + (places[2] * second if places[2] > 1 else 0)
+    return places[0] * first + places[1] * (second - first) + refined * second + max(on_seeds, on_length)

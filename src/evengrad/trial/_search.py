@@ -11,7 +11,7 @@ from evengrad.checkup import Progress
 from evengrad.nouns import Finding, Story, Task, Trial, Verdict
 from evengrad.runlog import write_story
 from evengrad.treat import AbstractTreatment
-from evengrad.trial._candidates import Candidate, explained, proposed
+from evengrad.trial._candidates import Candidate, akin, explained, proposed
 from evengrad.trial._choosing import Choosing
 from evengrad.trial._confirmation import Confirmation
 from evengrad.trial._control import control_of
@@ -29,7 +29,7 @@ from evengrad.trial._tailored import tailored
 from evengrad.trial._user_code import untrained_metric
 from evengrad.trial._without import in_the_code, not_by_a_tool, without_findings
 
-FINALISTS = 2
+MOST_FULL = 5  # treated trainings of full length, as a third finalist would need
 SCOUTED = 8  # parts of the untreated training after each of which its metric is measured
 
 
@@ -85,13 +85,20 @@ class Search:
             return
         self.runs.total = self.task.steps * (1 + 2 * self.seeds) + self.rungs.most_steps
         finalists = self._chosen(treatments)
-        for number, finalist in enumerate(finalists[:FINALISTS]):
+        while finalists and self._may_go_on():
             if not self._affordable():
                 self.notes.append("The budget was used up before another candidate could be confirmed.")
                 return
-            self._confirm(finalist, first_seed=self.seed + 2 + number * self.seeds)
+            finalist = finalists[0]
+            self._confirm(finalist, first_seed=self.seed + 2 + len(self.confirmations) * self.seeds)
             if self.verdict().outcome in {"cured", "improved"}:
                 return
+            finalists = [one for one in finalists if not akin(one.treatment, finalist.treatment)]
+
+    def _may_go_on(self) -> bool:
+        """Tell whether another finalist gets seeds: the second always, a third where the others gave up early."""
+        full = sum(len(one.seeds) for one in self.confirmations)
+        return len(self.confirmations) < 2 or full + self.seeds <= MOST_FULL
 
     def _look(self) -> None:
         """Train untreated, measuring the metric on the way."""

@@ -72,7 +72,7 @@ def headline(findings: Sequence[Finding], verdict: Verdict | None, *, interrupte
     if verdict.outcome == "was not sick":
         return "Not sick: no finding at the end of a full training"
     if not findings:
-        return f"No finding, but {verdict.message}"
+        return f"No finding; {verdict.outcome}: {verdict.message}"
     end = f"{verdict.outcome} by {verdict.label}" if verdict.label else verdict.outcome
     return f"{found[:1].upper()}{found[1:]}: {end}"
 

@@ -251,7 +251,7 @@ def _nowhere(way: Way, trend: Trend, readings: Sequence[Reading]) -> Sign:
         evidence=(
             Evidence(name="length of the way over size of the weights", value=way.length),
             Evidence(name="distance over length of the way", value=way.straightness),
-            Evidence(name="learning rate", value=max(readings[-1].lrs, default=float("nan"))),
+            Evidence(name="learning rate", value=_last_rate(readings)),
         ),
         when=(readings[0].step, readings[-1].step),
     )
@@ -270,7 +270,12 @@ def _straight(way: Way, trend: Trend, readings: Sequence[Reading]) -> Sign:
         evidence=(
             Evidence(name="distance over length of the way", value=way.straightness),
             Evidence(name="distance over size of the weights", value=way.distance),
-            Evidence(name="learning rate", value=max(readings[-1].lrs, default=float("nan"))),
+            Evidence(name="learning rate", value=_last_rate(readings)),
         ),
         when=(readings[0].step, readings[-1].step),
     )
+
+
+def _last_rate(readings: Sequence[Reading]) -> float:
+    """Take the learning rate of the last step; the look at the model after it has none."""
+    return next((max(one.lrs) for one in reversed(readings) if one.lrs), float("nan"))
