@@ -341,3 +341,8 @@ def test_a_fault_in_the_code_that_no_treatment_reaches_is_said_to_be_one():
     verdict = evengrad.repair(task(Cut, steps=60), seeds=1, engine="here").verdict
     assert verdict.outcome in {"cannot be cured by a tool", "not cured"}
     assert "mistake in the code" in verdict.message
+
+
+def test_a_metric_that_is_never_a_number_is_an_error_of_the_task():
+    with pytest.raises(TaskError, match=r"validate\(model\): got nan, want a finite number"):
+        evengrad.repair(task(deep(nn.ReLU, 1), steps=60, validate=lambda model: float("nan")), engine="here")

@@ -176,10 +176,9 @@ def _gain(verdict: Verdict) -> str:
     if verdict.gain is None or verdict.gain_interval is None:
         return ""
     low, high = verdict.gain_interval
-    return (
-        f"mean gain {signed(verdict.gain)}, bootstrap interval {signed(low)} to {signed(high)} (95 %), over the best of "
-        "the untreated training and the fresh models of the same seed"
-    )
+    interval = f"bootstrap interval {signed(low)} to {signed(high)} (95 %)"
+    over = "over the best of the untreated training and the fresh models of the same seed"
+    return f"mean gain {signed(verdict.gain)}, {interval}, {over}"
 
 
 def _seed_row(seed: str, numbers: Sequence[float | None], low: float, high: float) -> SeedRow:

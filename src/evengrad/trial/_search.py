@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import final
 
 from evengrad.checkup import Progress
-from evengrad.nouns import Finding, Story, Task, Trial, Verdict
+from evengrad.nouns import Finding, Story, Task, TaskError, Trial, Verdict
 from evengrad.runlog import write_story
 from evengrad.treat import AbstractTreatment
 from evengrad.trial._candidates import Candidate, akin, explained, proposed
@@ -109,6 +109,7 @@ class Search:
             self.lost = scout.trial.error
             return
         self.scout, self.findings = scout, scout.findings
+        self._want_metric(scout.trial)
         if scout.findings or scout.trial.error or not suspected(scout)[0] or not self._affordable(extra=1):
             return
         self.runs.total += self.task.steps
@@ -116,6 +117,23 @@ class Search:
         if isinstance(other, Course) and other.findings:
             self.notes.append(f"With seed {self.seed} no rule speaks at the end; with seed {self.seed + 1} it is sick.")
             self.scout, self.findings, self.seeds_to_choose = other, other.findings, self.seeds_to_choose[::-1]
+
+    def _want_metric(self, scout: Trial) -> None:
+        """Refuse a metric that is no number though the training is fine; where it is not, say so.
+
+        Raises:
+            TaskError: No rule speaks.
+        """
+        if not scout.error.startswith("validate returned"):
+            return
+        if not self.findings:
+            raise TaskError(
+                f"{self.task.name}, validate(model)",
+                came=scout.error.removeprefix("validate returned "),
+                wanted="a finite number",
+                advice="the training went through and no rule speaks; is the metric undefined for what it predicts?",
+            )
+        self.notes.append(f"Of the untreated training {scout.error}.")
 
     def _scouted(self, seed: int) -> Course | Failure:
         steps = self.task.steps
