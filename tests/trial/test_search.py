@@ -10,6 +10,8 @@ from torch.nn import functional
 
 import evengrad
 from evengrad.nouns import BatchError, SettingError, TaskError
+from evengrad.trial._confirmation import Confirmation
+from evengrad.trial._course import Course
 from evengrad.trial._engine import failure
 from evengrad.trial._here import Here
 from evengrad.trial._plan import Plan
@@ -346,3 +348,33 @@ def test_a_fault_in_the_code_that_no_treatment_reaches_is_said_to_be_one():
 def test_a_metric_that_is_never_a_number_is_an_error_of_the_task():
     with pytest.raises(TaskError, match=r"validate\(model\): got nan, want a finite number"):
         evengrad.repair(task(deep(nn.ReLU, 1), steps=60, validate=lambda model: float("nan")), engine="here")
+
+
+def test_a_fresh_model_that_is_lucky_with_one_seed_is_no_floor():
+    confirmation = Confirmation(None)
+    courses = [Course(trial=None, record=None, findings=())] * 3
+    for course, fresh in zip(courses, [(0.5, 0.5), (0.4, 1.0), (0.9, 0.5)], strict=True):
+        confirmation.add(course, course, fresh)
+    assert confirmation.floors == [0.5] * 3
+    confirmation = Confirmation(None)
+    confirmation.add(courses[0], courses[0], (None, 0.7))
+    confirmation.add(courses[0], courses[0], (None, None))
+    assert confirmation.floors == [0.7] * 2
+
+
+def test_an_offset_that_is_learnt_and_nothing_else_is_not_cured():
+    """A target of 100 and noise: normalised, even a fresh model is near the mean, which is all there is to know."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 4, generator=generator)
+    targets = 100 + torch.randn(64, 1, generator=generator)
+    held = 100 + torch.randn(64, 1, generator=generator)
+    noise = evengrad.Task(
+        model=lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)),
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=1e-3),
+        loss=functional.mse_loss,
+        train=lambda: [(inputs, targets)],
+        validate=lambda model: -functional.mse_loss(model(inputs), held).item(),
+        steps=48,
+    )
+    verdict = evengrad.repair(noise, engine="here").verdict
+    assert (verdict.label, verdict.outcome) != ("NormalizeTarget()", "cured")

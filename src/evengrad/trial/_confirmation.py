@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 from typing import final
 
 from torch import nn
@@ -17,6 +18,9 @@ from evengrad.trial._judge import gains_of, hopeless, is_sick, judge
 from evengrad.trial._seeded import seeded
 from evengrad.trial._user_code import built
 
+Fresh = tuple[float | None, float | None]
+"""Metrics of a fresh untreated and a fresh treated model; None where there is none."""
+
 
 @final
 class Confirmation:
@@ -27,14 +31,24 @@ class Confirmation:
         self.before: list[Course] = []
         self.after: list[Course | Failure] = []
         self.control: list[Course | Failure] = []
-        self.floors: list[float | None] = []
+        self._fresh: list[Fresh] = []
         self.unchecked = False  # whether the gain asks for a control that there is none of
 
-    def add(self, before: Course, after: Course | Failure, floor: float | None) -> None:
-        """Take a pair, and the better metric of the fresh models of its seed, untreated and treated."""
+    def add(self, before: Course, after: Course | Failure, fresh: Fresh) -> None:
+        """Take a pair, and the metrics of the fresh models of its seed, untreated and treated."""
         self.before.append(before)
         self.after.append(after)
-        self.floors.append(floor)
+        self._fresh.append(fresh)
+
+    @property
+    def floors(self) -> list[float | None]:
+        """The better of what fresh models reach, untreated and treated: of all seeds, as one may be lucky.
+
+        The median of three and more, the least of fewer.
+        """
+        sides = [[value for value in side if value is not None] for side in zip(*self._fresh, strict=True)]
+        typical = [median(side) if len(side) > 2 else min(side) for side in sides if side]
+        return [max(typical, default=None)] * len(self._fresh)
 
     @property
     def seeds(self) -> tuple[int, ...]:

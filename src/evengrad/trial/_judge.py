@@ -135,7 +135,7 @@ def judge(
         before: Untreated trials, one per seed.
         after: Treated trials, same seeds, same order.
         findings: What was found in the untreated training.
-        floors: The better metric of the two fresh models of each seed; None where neither has one.
+        floors: What fresh models reach, for each seed; None where they have no metric.
         control: Treated trials on shuffled targets, same seeds; empty where none was needed.
     """
     codes = frozenset(finding.code for finding in findings)

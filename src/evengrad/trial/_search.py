@@ -13,7 +13,7 @@ from evengrad.runlog import write_story
 from evengrad.treat import AbstractTreatment
 from evengrad.trial._candidates import Candidate, akin, explained, proposed
 from evengrad.trial._choosing import Choosing
-from evengrad.trial._confirmation import Confirmation
+from evengrad.trial._confirmation import Confirmation, Fresh
 from evengrad.trial._control import control_of
 from evengrad.trial._course import Course
 from evengrad.trial._engine import AbstractEngine, Failure
@@ -196,19 +196,19 @@ class Search:
             if isinstance(untreated, Failure):
                 self.notes.append(f"Nothing was proved on seed {seed}: untreated, {untreated.trial.error}.")
                 return
-            confirmation.add(untreated, results[1], self._floor(finalist, seed))
+            confirmation.add(untreated, results[1], self._fresh(finalist, seed))
             if confirmation.hopeless(sick=bool(self.findings)):
                 return
         if confirmation.verdict(self.findings).outcome in {"cured", "improved"} and confirmation.doubtful():
             self._control(confirmation)
 
-    def _floor(self, finalist: Candidate, seed: int) -> float | None:
-        """Measure what fresh models reach, untreated and treated; give the better."""
-        found = []
-        for task in (self.task, finalist.treated.subject):
-            with seeded(seed):
-                found.append(untrained_metric(task))
-        return max((metric for metric in found if metric is not None), default=None)
+    def _fresh(self, finalist: Candidate, seed: int) -> Fresh:
+        """Measure what fresh models reach, untreated and treated."""
+        with seeded(seed):
+            untreated = untrained_metric(self.task)
+        with seeded(seed):
+            treated = untrained_metric(finalist.treated.subject)
+        return untreated, treated
 
     def _control(self, confirmation: Confirmation) -> None:
         """Train the treated task on shuffled targets, on the seeds of the proof."""
