@@ -9,11 +9,11 @@ from math import isfinite
 from statistics import mean
 from typing import final
 
-from evengrad.diagnose import loss_left, rules
+from evengrad.diagnose import rules
 from evengrad.nouns import Task, Trial
 from evengrad.treat import AbstractTreatment, ScaleLearningRate, make
 from evengrad.trial._candidates import Candidate, candidates, combined, likeness, parts_of, proposed
-from evengrad.trial._course import Course
+from evengrad.trial._course import Course, is_flat
 from evengrad.trial._engine import Failure
 from evengrad.trial._judge import LEAST_GAIN_FRAC, Floor, Standing, loss_at_end, ranked
 from evengrad.trial._plan import Plan
@@ -21,11 +21,9 @@ from evengrad.trial._rungs import MOST_COMBINED, MOST_SINGLES, Rungs
 from evengrad.trial._runs import Runs
 from evengrad.trial._tailored import tailored
 
+MOST_TURNS = 6  # of refining, however many steps are left
 BASES = 3  # single treatments that combinations are made from
 OTHERS = 3  # further single treatments that each of them is combined with
-
-# A loss nearer than this to that of the best constant prediction has shown nothing: a twentieth, as EG804 has it.
-FLAT_FRAC = 0.95
 
 # What a training lacks that is fine and slow.
 FASTER = ScaleLearningRate(factor=10.0)
@@ -63,8 +61,7 @@ class Entrant:
     @property
     def learns(self) -> bool:
         """Whether its loss is below that of the best constant prediction, or nobody knows."""
-        left = None if self.course is None else loss_left(self.course.record)
-        return left is None or left < FLAT_FRAC
+        return self.course is None or not is_flat(self.course.record)
 
     @property
     def same_loss(self) -> bool:
@@ -83,10 +80,19 @@ class Choosing:
         seeds: Of all trainings, and the one on which the last few are compared once more.
         untreated: The untreated training of that seed.
         floor: The metric of a fresh model; None if unknown.
+        generous: Whether steps that trainings which failed early have not used may be used by others.
     """
 
     def __init__(
-        self, task: Task, runs: Runs, rungs: Rungs, *, seeds: tuple[int, int], untreated: Trial, floor: float | None
+        self,
+        task: Task,
+        runs: Runs,
+        rungs: Rungs,
+        *,
+        seeds: tuple[int, int],
+        untreated: Trial,
+        floor: float | None,
+        generous: bool = True,
     ) -> None:
         self._task = task
         self._runs = runs
@@ -94,6 +100,7 @@ class Choosing:
         self._seed, self._second_seed = seeds
         self._untreated = untreated
         self._floor = floor
+        self._generous = generous
         known = [metric for metric in (floor, untreated.metric) if metric is not None]
         loss = loss_at_end(untreated)
         self._nothing = Floor(metric=max(known, default=None), loss=loss if isfinite(loss) else float("inf"))
@@ -143,7 +150,9 @@ class Choosing:
         Not where two suffice already and the leader is not slow.
         """
         refined: list[str] = []
-        for _ in range(self._rungs.refined):
+        for turn in range(MOST_TURNS):
+            if turn >= self._rungs.refined and not self._has_room():
+                break
             enough = sum(map(self._suffices, field)) >= self._rungs.places[-1]
             if not field or (enough and not self._rises(field[0])):
                 break
@@ -153,6 +162,13 @@ class Choosing:
             more = self._raced(self._combinations([base], treatments, 1), self._rungs.lengths[0], "halving 1")
             field = self._ordered([*field, *self._raced(more, self._rungs.lengths[1], "halving 2")])
         return field
+
+    def _has_room(self) -> bool:
+        """Tell whether trainings that failed early have left the steps of another refinement."""
+        if not self._generous:
+            return False
+        spent = sum(len(trial.losses) for trial in self._runs.trials if trial.stage.startswith("halving"))
+        return spent + self._rungs.last_steps + self._rungs.lengths[1] <= self._rungs.most_steps
 
     def _on_another_seed(self, duel: list[Entrant], until: int) -> list[Entrant]:
         """Rank the last few by the mean of two seeds."""

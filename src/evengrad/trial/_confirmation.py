@@ -12,7 +12,7 @@ from torch import nn
 from evengrad.nouns import Finding, Trial, Verdict
 from evengrad.trial._candidates import Candidate
 from evengrad.trial._control import is_doubtful
-from evengrad.trial._course import Course
+from evengrad.trial._course import Course, is_flat
 from evengrad.trial._engine import Failure
 from evengrad.trial._judge import gains_of, hopeless, is_sick, judge
 from evengrad.trial._seeded import seeded
@@ -59,7 +59,8 @@ class Confirmation:
         """Judge the pairs."""
         before, after, control = _trials(self.before), _trials(self.after), _trials(self.control)
         verdict = judge(before, after, findings, floors=self.floors, control=control)
-        return replace(verdict, outcome="improved") if self.unchecked and verdict.outcome == "cured" else verdict
+        doubt = self.unchecked or any(is_flat(one.record) for one in self.after if isinstance(one, Course))
+        return replace(verdict, outcome="improved") if doubt and verdict.outcome == "cured" else verdict
 
     def hopeless(self, *, sick: bool) -> bool:
         """Tell whether more seeds cannot make it good.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from evengrad.diagnose import findings_of, symptoms_of
+from evengrad.diagnose import findings_of, loss_left, symptoms_of
 from evengrad.nouns import Finding, Record, Trial
 
 
@@ -39,3 +39,13 @@ def judged(record: Record) -> tuple[tuple[Finding, ...], tuple[tuple[str, float]
         for code, size in symptoms_of(reading, record).items():
             sizes[code] = max(size, sizes.get(code, 0.0))
     return findings_of(record), tuple(sorted(sizes.items()))
+
+
+# A loss nearer than this to that of the best constant prediction has shown nothing: a twentieth, as EG804 has it.
+FLAT_FRAC = 0.95
+
+
+def is_flat(record: Record) -> bool:
+    """Tell whether a training has learnt no more than a constant; not where nobody knows what a constant would lose."""
+    left = loss_left(record)
+    return left is not None and left >= FLAT_FRAC

@@ -9,7 +9,8 @@ MOST_SINGLES = 8
 MOST_COMBINED = 4
 MOST_REFINED = 2
 # Candidates train for a sixteenth of the steps and the best four of them for a quarter, where the leader may be refined
-# twice; then these four train for a quarter on another seed, or two for half and on another seed: three trainings.
+# twice, and again as often as trainings that failed early have left steps for it; then these four train for a quarter
+# on another seed, or two for half and on another seed: three trainings.
 PARTS = (1 / 16, 1 / 4, 1 / 2)
 PLACES = (MOST_SINGLES + MOST_COMBINED, 4, 2)
 ALLOWANCE = 3.0
@@ -30,6 +31,11 @@ class Rungs:
     lengths: tuple[int, int, int]
     places: tuple[int, int, int]
     refined: int
+
+    @property
+    def last_steps(self) -> int:
+        """Optimizer steps of the end: four on another seed, or two to half of the steps and then there."""
+        return _ending(self.lengths, self.places)
 
     @property
     def most_steps(self) -> int:
@@ -62,7 +68,13 @@ def rungs_of(steps: int, allowance: int | None = None) -> Rungs:
 
 def cost(lengths: tuple[int, int, int], places: tuple[int, int, int], refined: int) -> int:
     """Count the optimizer steps of the two rungs, the refinements, and the dearer of the two ways to end."""
-    first, second, third = lengths
+    first, second, _ = lengths
+    ways = places[0] * first + places[1] * (second - first)
+    return ways + refined * second + _ending(lengths, places)
+
+
+def _ending(lengths: tuple[int, int, int], places: tuple[int, int, int]) -> int:
+    _, second, third = lengths
     on_seeds = places[1] * second if places[1] > 1 else 0
     on_length = places[2] * (third - second) + (places[2] * second if places[2] > 1 else 0)
-    return places[0] * first + places[1] * (second - first) + refined * second + max(on_seeds, on_length)
+    return max(on_seeds, on_length)

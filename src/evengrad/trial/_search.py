@@ -170,7 +170,15 @@ class Search:
         seeds = self.seeds_to_choose
         with seeded(seeds[0]):
             floor = untrained_metric(self.task)
-        choosing = Choosing(self.task, self.runs, self.rungs, seeds=seeds, untreated=self.scout.trial, floor=floor)
+        choosing = Choosing(
+            self.task,
+            self.runs,
+            self.rungs,
+            seeds=seeds,
+            untreated=self.scout.trial,
+            floor=floor,
+            generous=self.budget is None,
+        )
         finalists = choosing.run(treatments)
         if choosing.stopped:
             self.notes.append(f"Choosing ended early: {choosing.stopped}.")

@@ -59,13 +59,16 @@ def _is_near(value: float, known: list[float | None]) -> bool:
 
 
 def _factor(record: Record) -> float | None:
-    """Take the factor from the steps of the first half, before a training that goes wrong has gone all the way."""
+    """Take the factor from the steps of the first half, before a training that goes wrong has gone all the way.
+
+    Where they grow it is the first step that tells: an explosion says nothing of the learning rate that began it.
+    """
     sampled = [reading for reading in record.readings if reading.weights]
     ratios = [_ratio([one.update_ratio for one in reading.weights]) for reading in sampled[: -(-len(sampled) // 2)]]
     known = [ratio for ratio in ratios if ratio]
     if not known:
         return None
-    factor = factor_from_update_ratio(median(known))
+    factor = factor_from_update_ratio(min(known[0], median(known)))
     return factor if not 1 / LEAST_FACTOR < factor < LEAST_FACTOR else None
 
 

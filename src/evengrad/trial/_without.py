@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from evengrad.diagnose import loss_left
 from evengrad.nouns import Finding, Outcome, Record, Verdict
-from evengrad.trial._course import Course
+from evengrad.trial._course import FLAT_FRAC, Course
 from evengrad.trial._judge import spread
 from evengrad.trial._suspicions import fell_back, spoke_early
 
 IN_THE_CODE = "mistake in the code"  # how a rule that is certain begins its cause
-FLAT_FRAC = 0.95  # of the loss of the best constant prediction: nothing was learnt
 
 
 def without_findings(scout: Course, *, tried: bool) -> Verdict:
