@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from math import isfinite
+from math import ceil, isfinite
 from statistics import mean
 from typing import final
 
@@ -17,10 +17,11 @@ from evengrad.trial._course import Course, is_flat
 from evengrad.trial._engine import Failure
 from evengrad.trial._judge import LEAST_GAIN_FRAC, Floor, Standing, loss_at_end, ranked
 from evengrad.trial._plan import Plan
-from evengrad.trial._rungs import MOST_COMBINED, MOST_SINGLES, Rungs
+from evengrad.trial._rungs import MOST_SINGLES, Rungs
 from evengrad.trial._runs import Runs
 from evengrad.trial._tailored import tailored
 
+SINGLES_FRAC = 2 / 3  # of the places on the first rung; the rest is for combinations
 MOST_TURNS = 6  # of refining, however many steps are left
 BASES = 3  # single treatments that combinations are made from
 OTHERS = 3  # further single treatments that each of them is combined with
@@ -125,10 +126,12 @@ class Choosing:
         """
         first, later, last = self._rungs.lengths
         places = self._rungs.places
-        combine = places[0] > MOST_COMBINED
-        most = min(MOST_SINGLES, places[0] - MOST_COMBINED // 2) if combine else places[0]
-        entrants = self._entrants(treatments, most)
+        entrants = self._entrants(treatments, min(MOST_SINGLES, ceil(SINGLES_FRAC * places[0])))
         field = self._raced(entrants, first, "halving 1")
+        if not field:  # none could be trained: then there is nothing to combine, and others have their turn
+            others = self._entrants(treatments, (places[0] - len(entrants)) // 2)
+            entrants += others
+            field = self._raced(others, first, "halving 1")
         if not field or not self._suffices(field[0]):
             more = self._combinations([*field, *self._lost], treatments, places[0] - len(entrants))
             field = self._ordered([*field, *self._raced(more, first, "halving 1")])

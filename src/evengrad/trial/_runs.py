@@ -32,6 +32,7 @@ class Runs:
         self.done = 0
         self.total = 0
         self.second_s: float | None = None
+        self.interrupted: Course | None = None  # what Ctrl-C has ended, as far as it had got
         self._noted = noted
         self._trials: dict[tuple[str, int, int], Trial] = {}
         self._order: dict[tuple[str, int, int], None] = {}  # as they were asked for: results come as they are ready
@@ -62,6 +63,7 @@ class Runs:
                 self._learn(plan, result)
             self._noted()
             if isinstance(result, Course) and result.interrupted:
+                self.interrupted = result
                 raise KeyboardInterrupt
             yield place, result
         self.done = planned  # trainings that ended early have used up their share

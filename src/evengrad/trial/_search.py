@@ -142,7 +142,12 @@ class Search:
         log = None if self.log is None else _unused(self.log / "untreated")
         for end in sorted(ends):
             plan = self._plan(self.task, "untreated", seed, stage="scout", log=log)
-            ((_, result),) = self.runs.run([replace(plan, until=end)])
+            try:
+                ((_, result),) = self.runs.run([replace(plan, until=end)])
+            except KeyboardInterrupt:
+                if self.scout is None and (course := self.runs.interrupted) is not None:
+                    self.scout, self.findings = course, course.findings
+                raise
             if isinstance(result, Failure) or result.trial.error:
                 break
         if result is None:
