@@ -40,7 +40,7 @@ TASK = """
         return evengrad.Task(**(settings | more))
 
     sick = task(lambda: network(nn.Sigmoid, 12))
-    healthy = task(lambda: network(nn.ReLU, 2))
+    healthy = task(lambda: network(nn.ReLU, 2), steps=160)
     def made(): return healthy
     def raises(): return {}["nothing"]
     def no_task(): return 3

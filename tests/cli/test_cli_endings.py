@@ -218,7 +218,7 @@ def test_the_version_is_printed(capsys):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "Expected one of {demo, checkup, repair, run, diagnose, report, explain}"),
+        ([], "Expected one of {demo, checkup, repair, tune, run, diagnose, report, explain}"),
         (["chekup", "a:b"], "Unrecognized options: chekup, a:b; available subcommands: demo, checkup"),
         (["checkup"], "Missing from evengrad checkup: FILE:TASK"),
         (["checkup", "a:b", "--sed", "1"], "Unrecognized options: --sed, 1; perhaps you meant --seed"),

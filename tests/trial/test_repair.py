@@ -160,7 +160,7 @@ def test_treated_and_untreated_trials_start_from_the_same_weights():
 
 
 def test_an_exploding_task_is_cured_although_its_untreated_training_failed():
-    sick = task(deep(nn.ReLU, 12, std=1.5), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
+    sick = task(deep(nn.ReLU, 12, std=1.5), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1), steps=200)
     result = evengrad.repair(sick, seeds=2, engine="here")
     assert result.trials[0].metric is None
     assert "the loss is" in result.trials[0].error
