@@ -238,3 +238,8 @@ def test_more_seeds_find_no_gain_where_there_is_none():
 
 def test_a_huge_metric_is_said_in_few_digits():
     assert len(judge([sick(1e300)] * 2, [trial(2e305)] * 2, SICK, floors=[0.0] * 2).message) < 300
+
+
+def test_a_gain_of_a_quarter_of_the_metric_on_every_seed_is_one_however_unlike_they_are():
+    assert verdict([sick(0.11)] * 3, [trial(0.50), trial(1.0), trial(1.0)]) == "cured"
+    assert verdict([sick(0.11)] * 3, [trial(0.30), trial(1.0), trial(1.0)]) == "not cured"

@@ -9,6 +9,7 @@ from statistics import mean, median, stdev
 
 from evengrad.nouns import Finding, Outcome, Trial, Verdict
 from evengrad.trial._bootstrap import interval_of_mean
+from evengrad.trial._control import DOUBT_FRAC
 
 # Metrics closer than this share of the better half's spread are taken as equal, and the smaller change wins.
 EQUAL_FRAC = 0.02
@@ -222,12 +223,15 @@ def _beats_control(after: Sequence[Trial], control: Sequence[Trial]) -> bool:
 
 
 def _noise(trials: Sequence[Trial]) -> float:
-    """Say what the seed alone changes: the range of three seeds, or what it would be of as many as there are."""
+    """Say what the seed alone changes: the range of three seeds, or what it would be of as many as there are.
+
+    At most a quarter of the metric: a gain of that size on every seed is one, however unlike they are.
+    """
     known = [trial.metric for trial in trials if trial.metric is not None]
     if len(known) < 2:
         return _least(trials)
     spread_ = max(known) - min(known) if len(known) <= 3 else RANGE_OF_THREE * stdev(known)
-    return max(spread_, _least(trials))
+    return max(min(spread_, DOUBT_FRAC * max(abs(value) for value in known)), _least(trials))
 
 
 def _least(trials: Sequence[Trial]) -> float:
