@@ -231,21 +231,27 @@ def summary(all_of_them: Sequence[Cured]) -> str:
     return "\n".join(lines)
 
 
+PROSE = (
+    "The programs are those of [the clinic](clinic.md), each with a reference fix that a person wrote. `repair` was built",
+    "beside them, so expect less on trainings that nobody here has seen.",
+    "",
+    "Each repair searches from a seed of its own and confirms on three others. Its metric is the mean over these, and the",
+    "reference fix is trained on the same three. *Reached* is a repair whose metric is at least 95 % of the fix's, with at",
+    "most five treated trainings of full length and at most three trainings' worth of optimizer steps for choosing, in",
+    "the faulty program's number of steps; some fixes train for longer. The untreated trainings and the controls on",
+    "shuffled targets that belong to the proof are not counted in either.",
+)
+
+
 def page(found: Sequence[Cured], facts: dict[str, object]) -> str:
     """Write what came out as a page."""
     lines = [
         "# What repair makes of the clinic",
         "",
-        f"Written by `python benchmarks/cures.py --page docs/cures.md` on {facts['date']}: torch {facts['torch']}, one",
-        f"thread for each repair, {facts['processes']} side by side. The programs are those of [the clinic](clinic.md),",
-        "each with a reference fix that a person wrote. `repair` was built beside them, so expect less on trainings that",
-        "nobody here has seen.",
+        f"Written by `python benchmarks/cures.py --page docs/cures.md` on {facts['date']}: torch {facts['torch']},",
+        f"one thread for each repair, {facts['processes']} side by side.",
         "",
-        "Each repair searches from a seed of its own and confirms on three others. Its metric is the mean over these, and",
-        "the reference fix is trained on the same three. *Reached* is a repair whose metric is at least 95 % of the fix's,",
-        "with at most five treated trainings of full length and at most three trainings' worth of optimizer steps for",
-        "choosing, in the faulty program's number of steps; some fixes train for longer. The untreated trainings and the",
-        "controls on shuffled targets that belong to the proof are not counted in either.",
+        *PROSE,
         "",
         "## In short",
         "",
