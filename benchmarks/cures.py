@@ -232,14 +232,14 @@ def summary(all_of_them: Sequence[Cured]) -> str:
 
 
 PROSE = (
-    "The programs are those of [the clinic](clinic.md), each with a reference fix that a person wrote. `repair` was built",
-    "beside them, so expect less on trainings that nobody here has seen.",
+    "The programs are those of [the clinic](clinic.md), each with a reference fix that a person wrote. `repair` was",
+    "built beside them, so expect less on trainings that nobody here has seen.",
     "",
-    "Each repair searches from a seed of its own and confirms on three others. Its metric is the mean over these, and the",
-    "reference fix is trained on the same three. *Reached* is a repair whose metric is at least 95 % of the fix's, with at",
-    "most five treated trainings of full length and at most three trainings' worth of optimizer steps for choosing, in",
-    "the faulty program's number of steps; some fixes train for longer. The untreated trainings and the controls on",
-    "shuffled targets that belong to the proof are not counted in either.",
+    "Each repair searches from a seed of its own and confirms on three others. Its metric is the mean over these, and",
+    "the reference fix is trained on the same three. *Reached* is a repair whose metric is at least 95 % of the fix's,",
+    "with at most five treated trainings of full length and at most three trainings' worth of optimizer steps for",
+    "choosing, in the faulty program's number of steps; some fixes train for longer. The untreated trainings and the",
+    "controls on shuffled targets that belong to the proof are not counted in either.",
 )
 
 
