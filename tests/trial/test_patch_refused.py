@@ -58,9 +58,9 @@ def test_code_without_a_file_gets_a_snippet():
     refused(space["task"], NORM, "the code comes from <string>, not from a file")
 
 
-def test_a_cell_of_a_notebook_gets_a_snippet():
+def test_a_cell_of_a_notebook_gets_a_snippet(tmp_path):
     space = {}
-    exec(compile(HEAD + MAKE + call(), "/tmp/ipykernel_1/2.py", "exec"), space)
+    exec(compile(HEAD + MAKE + call(), str(tmp_path / "ipykernel_1" / "2.py"), "exec"), space)
     refused(space["task"], NORM, "there is no file")
 
 

@@ -14,7 +14,8 @@ class Trial:
         label: The treatments as they would be called, `untreated` for none.
         seed: Seed of the weights and of everything random in the loop.
         steps: Optimizer steps that were asked for.
-        stage: `scout`, `halving 1`, `halving 2`, ..., or `confirmation`.
+        stage: `scout`, `halving 1`, `halving 2`, `halving 3`, `confirmation`, or `control` (on shuffled targets): the
+            one in which it last went on.
         losses: Training loss at each step; ends early when the trial failed.
         metric: What `validate` returned at the end; None when the trial failed before.
         metrics: Each step at which `validate` was asked on the way, and what it returned.
@@ -49,8 +50,8 @@ class Verdict:
         symptoms_before: Size of the largest found symptom, in decades, per confirming seed.
         symptoms_after: The same after treatment.
         seeds: The confirming seeds.
-        gain: Mean of the gains of the pairs, each over the better of the untreated and the untrained model; None where
-            there was nothing to compare with.
+        gain: Mean of the gains of the pairs, each over the best of the untreated training and what fresh models reach,
+            treated and not; None where there was nothing to compare with.
         gain_interval: Bootstrap interval of that mean, 95 %.
         message: One or two sentences with the numbers.
     """

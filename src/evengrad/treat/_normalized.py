@@ -5,6 +5,8 @@ from typing import Any, final
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from evengrad.treat._around import AbstractAround
+
 PRENORMED_CODE = """\
 class Prenormed(nn.Module):
     def __init__(self, norm, layer):
@@ -62,21 +64,15 @@ class Prenormed(nn.Module):
 
 
 @final
-class NormalizedRecurrent(nn.Module):
+class NormalizedRecurrent(AbstractAround):
     """Normalise the output of a recurrent layer and hand on its state as it is; packed sequences stay packed.
 
     What a forward reads of the layer, such as `hidden_size`, is still there.
     """
 
     def __init__(self, layer: nn.Module, norm: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.norm = layer, norm
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
+        super().__init__(layer)
+        self.norm = norm
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Call the layer."""

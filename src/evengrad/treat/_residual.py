@@ -5,6 +5,8 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from evengrad.treat._around import AbstractAround
+
 RESIDUAL_CODE = """\
 class Residual(nn.Module):
     def __init__(self, *block, shortcut=None, zero_init=False):
@@ -70,22 +72,16 @@ class Residual(nn.Module):
 
 
 @final
-class ResidualRecurrent(nn.Module):
+class ResidualRecurrent(AbstractAround):
     """Add the input of a recurrent layer to its output, and hand on its state as it is; packed sequences stay packed.
 
     What a forward reads of the layer, such as `hidden_size`, is still there.
     """
 
     def __init__(self, layer: nn.Module, norm: nn.Module | None = None, zero_init: bool = False) -> None:
-        super().__init__()
-        self.layer, self.norm = layer, norm
+        super().__init__(layer)
+        self.norm = norm
         self.scale = nn.Parameter(next(layer.parameters()).new_zeros(1)) if zero_init else None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Call the layer and add."""

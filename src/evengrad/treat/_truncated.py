@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from evengrad.treat._around import AbstractAround
+
 TRUNCATED_CODE = """\
 class Truncated(nn.Module):
     def __init__(self, layer, steps):
@@ -63,7 +65,7 @@ State = Any  # a tensor, or the two of an LSTM
 
 
 @final
-class Truncated(nn.Module):
+class Truncated(AbstractAround):
     """Run a recurrent layer over chunks of its sequence; the state is detached between them.
 
     Attributes that are not its own are those of the layer: `hidden_size`, `flatten_parameters` and the like.
@@ -80,17 +82,8 @@ class Truncated(nn.Module):
     """
 
     def __init__(self, layer: nn.Module, steps: int) -> None:
-        super().__init__()
-        self.layer = layer
+        super().__init__(layer)
         self.steps = steps
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "layer":  # while a copy is made there is none yet
-            return super().__getattr__(name)
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.layer, name)
 
     def forward(self, input: Tensor | PackedSequence, hx: State = None) -> tuple[Any, State]:  # noqa: A002
         """Run the layer; the arguments have the names of torch's, which may be given by keyword."""

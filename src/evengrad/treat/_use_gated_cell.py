@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from evengrad.nouns import SettingError, Task, TreatmentError, shortened
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
+from evengrad.treat._around import AbstractAround
 from evengrad.treat._drawn_parts import joined
 from evengrad.treat._on_a_copy import nothing_found, treated_copy
 from evengrad.treat._on_a_task import task_with_treated_model
@@ -41,7 +42,7 @@ class HiddenState(nn.Module):
 
 
 @final
-class HiddenState(nn.Module):
+class HiddenState(AbstractAround):
     """Call an LSTM as if it were an `nn.RNN`: one state goes in and comes out, and the cell state starts at zero.
 
     Attributes that are not its own are those of the LSTM: `hidden_size`, `flatten_parameters` and the like.
@@ -51,18 +52,6 @@ class HiddenState(nn.Module):
         >>> hidden.shape
         torch.Size([1, 1, 3])
     """
-
-    def __init__(self, layer: nn.LSTM) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "layer":  # while a copy is made there is none yet
-            return super().__getattr__(name)
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.layer, name)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:  # noqa: A002
         """Run the LSTM; the arguments have the names of torch's, which may be given by keyword."""

@@ -153,7 +153,8 @@ class Loop:
         Raises:
             TaskError: The model is finite: it is a mistake.
         """
-        seen = probe(self.model, self.task.loss, batch, step=step, allow_broken_loss=True).readings[0]
+        with autocast_of(self.task.autocast, self.model):
+            seen = probe(self.model, self.task.loss, batch, step=step, allow_broken_loss=True).readings[0]
         if all(layer.output_finite for layer in seen.layers):
             called(f"{self.task.name}, step {step}", lambda: _again(err), wanted="a step that goes through")
         self.losses.append(float("nan"))

@@ -9,6 +9,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from evengrad.measure import scale_
+
 FIRST_SCALE = 65536.0  # as torch's GradScaler, whose factors and interval these are
 GROWTH_INTERVAL = 2000
 
@@ -39,13 +41,10 @@ class LossScale:
         """Multiply a loss before its backward."""
         return loss * self.value if self.on else loss
 
-    @torch.no_grad()
     def unscale_(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Divide the gradients."""
+        """Divide the gradients: a pass of its own, as `GradScaler` makes one before anything may read them."""
         if self.on:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad.div_(self.value)
+            scale_([parameter.grad for parameter in parameters], 1.0 / self.value)
 
     def after(self, *, finite: bool) -> None:
         """Learn from a step whether its gradients were finite."""
