@@ -4,9 +4,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from trained_apart import gone
 
 SCRIPT = """
 import os, pathlib, sys, time
@@ -42,22 +42,6 @@ plans = [Plan(task=task, label="untreated", seed=seed, steps=3, stage="scout") f
 for place, course in engine.run(plans, lambda steps: None):
     print("result", course.trial.error, len(course.trial.losses))
 """
-
-
-def alive(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def gone(pids, patience_s=30.0):
-    """Wait until processes are gone; the time is only there for a test that fails."""
-    deadline_s = time.monotonic() + patience_s
-    while any(map(alive, pids)) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    return not any(map(alive, pids))
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from trained_apart import STEPS, data
+from trained_apart import task as small_task
 
-import evengrad
 from evengrad.nouns import SettingError, TaskError
 from evengrad.runlog import read
 from evengrad.trial._here import Here
@@ -21,29 +21,11 @@ from evengrad.trial._ray import OnRay
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 
-STEPS = 6
 HALF = (("num_cpus", 0.5),)  # so that two run at once on one processor too
 
 
-def data():
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(64, 8, generator=generator)
-    return inputs, inputs[:, :2].argmax(1)
-
-
 def task(**changes):
-    inputs, labels = data()
-    settings = {
-        "model": lambda: nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1), nn.Tanh(), nn.Linear(8, 2)),
-        "optimizer": lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
-        "loss": nn.functional.cross_entropy,
-        "train": lambda: zip(inputs.split(16), labels.split(16), strict=True),
-        "validate": lambda model: (model(inputs).argmax(1) == labels).float().mean().item(),
-        "steps": STEPS,
-        "resources": HALF,
-        "name": "eight numbers",
-    }
-    return evengrad.Task(**(settings | changes))
+    return small_task(**({"resources": HALF} | changes))
 
 
 def stopping(folder, stop):
