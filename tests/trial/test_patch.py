@@ -17,6 +17,7 @@ from evengrad.treat import (
     ScaleLearningRate,
     SwapActivation,
     SwapOptimizer,
+    UseGatedCell,
     WarmUp,
 )
 from evengrad.trial._patch import patch_of
@@ -50,6 +51,18 @@ SOURCES = {
     f"    return {STACK}\n\n\n" + call(),
     "a return on the line of an if": f"def make(big=True):\n    if big: return {STACK}\n    return None\n\n\n" + call(),
     "a def on one line": f"def make(): return {STACK}\n\n\n" + call(),
+    "a helper whose arguments are called as in the snippets": "def put_together(model, optimizer):\n    return "
+    + call("model", "optimizer").removeprefix("task = ").replace("\n", "\n    ").rstrip()
+    + f"\n\n\ntask = put_together(functools.partial(Net, 8), {SGD})\n",
+    "a factory called model": "model = functools.partial(Net, 8)\n" + call("model"),
+    "a lambda that reads a class called model": "model = Net\n" + call("lambda: model(8)"),
+    "names of the module that the snippets assign": "name, old, layer, block = 8, 8, 8, 8\n\n\ndef make():\n"
+    "    net = Net(name)\n    net.sizes = [old, layer, block]\n    return net\n\n\n" + call(),
+    "a module called model": "import types\n\nmodel = types.SimpleNamespace(Net=Net)\n\n\ndef make():\n"
+    "    return model.Net()\n\n\n" + call(),
+    "a hook that reads a name of the factory": "def make():\n    name, net = 'first', Net()\n"
+    "    net.first.register_forward_hook(lambda layer, args, output: output + len(name))\n    return net\n\n\n"
+    + call(),
     "a def below a with": f"def make():\n    with torch.no_grad():\n        return {STACK}\n\n\n" + call(),
 }
 TREATMENTS = {
@@ -179,6 +192,41 @@ def test_of_two_calls_of_task_the_one_that_made_the_task_is_changed(load):
     module = load(HEAD + NET + other + "\n\n" + call("Net"))
     patch = check(load, module, AddNormalization(kind="layer"))
     assert patch.text.count("@@ -") == 1
+
+
+READER = """\
+class Reader(nn.Module):
+    def __init__(self, kind, width):
+        super().__init__()
+        self.rnn, self.head = kind(6, width, batch_first=True), nn.Linear(width, 1)
+
+    def forward(self, x):
+        return self.head(self.rnn(x.unsqueeze(1))[0][:, -1])
+
+
+def put_together(model, steps):
+    optimizer = lambda model: torch.optim.SGD(model.parameters(), lr=0.1)
+    return Task(
+        model=model, optimizer=optimizer, loss=nn.functional.mse_loss, train=train, validate=validate, steps=steps
+    )
+
+
+task = put_together(functools.partial(Reader, nn.RNN, 8), 3)
+"""
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_a_gated_cell_is_put_into_a_task_that_a_helper_made_of_a_partial(load, kind):
+    patch = check(load, load(HEAD + READER), UseGatedCell(kind=kind), modules=False)
+    assert "+    untreated_model = model\n" in patch.text
+    assert "+        model = untreated_model()\n" in patch.text
+
+
+def test_a_factory_whose_names_the_snippet_would_hide_hands_its_model_on_to_a_function(load):
+    names = ("names of the module that the snippets assign", "a hook that reads a name of the factory")
+    for name, value in [(names[0], "net"), (names[1], "net"), ("a module called model", "model.Net()")]:
+        patch = check(load, load(HEAD + NET + SOURCES[name]), AddNormalization(kind="layer"))
+        assert f"+    return treated_model({value})\n" in patch.text
 
 
 FUNCTIONS = """\

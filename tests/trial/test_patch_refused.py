@@ -84,6 +84,14 @@ def test_a_task_made_by_a_function_of_many_uses_keeps_its_lambda_in_a_loop(load)
     refused(module.tasks[1], NORM, "in a lambda or a comprehension")
 
 
+def test_a_task_of_a_loop_is_not_given_a_function_that_sees_the_last_turn_only(load):
+    text = call("net").replace("\n", "\n    ").rstrip()
+    module = load(
+        HEAD + NET + f"tasks = []\nfor net in (Net, functools.partial(Net, 6)):\n    {text}\n    tasks.append(task)\n"
+    )
+    refused(module.tasks[1], NORM, "in a loop that gives it something else each time")
+
+
 def test_two_calls_that_can_both_have_made_the_task_are_left_alone(load):
     text = call("Net", "sgd").replace("task = ", "other = ")
     sgd = "def sgd(model):\n    return torch.optim.SGD(model.parameters(), lr=0.1)\n\n\n"

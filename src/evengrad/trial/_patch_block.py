@@ -99,32 +99,51 @@ def taken_apart(code: str) -> Snippet:
 def in_factory(source: Source, node: ast.FunctionDef, snippet: Snippet, role: Role) -> list[Edit]:
     """Put a snippet into a function before it returns what it made.
 
-    A single `return` on a line of its own becomes an assignment, the snippet, and the return; several of them return
-    what a new function makes of their values.
+    A single `return` on a line of its own becomes an assignment, the snippet, and the return. Several of them return
+    what a new function makes of their values; so does one where the snippet assigns names that the function reads
+    from outside of it.
 
     Raises:
         NoPatchError: The function returns nothing, yields, or its form does not allow it.
     """
     if role.variable is None:
         raise NoPatchError("the function makes nothing that could be changed")
-    if role.argument is not None and role.argument not in {
-        one.arg for one in ast.walk(node.args) if isinstance(one, ast.arg)
-    }:
-        given = [*node.args.posonlyargs, *node.args.args]
-        if given and re.search(rf"\b{role.argument}\b", snippet.body):
-            snippet = replace(snippet, body=f"{role.argument} = {given[0].arg}\n{snippet.body}")
     inner = list(_own(node))
     if any(isinstance(one, ast.Yield | ast.YieldFrom) for one in inner):
         raise NoPatchError(f"{node.name} yields")
     returns = [one for one in inner if isinstance(one, ast.Return) and one.value is not None]
     if not returns:
         raise NoPatchError(f"{node.name} returns nothing")
-    if (
-        len(returns) == 1
-        and not source.text[source.line_start(source.start(returns[0])) : source.start(returns[0])].strip()
-    ):
-        return _at_return(source, returns[0], snippet, role.variable)
-    return _around_returns(source, node, returns, snippet, role.variable)
+    argument = _argument(node, snippet, role)
+    begun = source.text[source.line_start(source.start(returns[0])) : source.start(returns[0])].strip()
+    if len(returns) > 1 or begun or _read_from_outside(node) & {*snippet.makes, role.variable}:
+        return _around_returns(source, node, returns, snippet, (role.variable, argument))
+    if argument and argument[1] != argument[0]:
+        snippet = replace(snippet, body=f"{argument[0]} = {argument[1]}\n{snippet.body}")
+    return _at_return(source, returns[0], snippet, role.variable)
+
+
+def _argument(node: ast.FunctionDef, snippet: Snippet, role: Role) -> tuple[str, str] | None:
+    """Say what the snippet calls what the function is given, and what the function calls it; None if it is not used."""
+    if role.argument is None or not re.search(rf"\b{role.argument}\b", snippet.body):
+        return None
+    given = [one.arg for one in (*node.args.posonlyargs, *node.args.args)]
+    if role.argument in {one.arg for one in ast.walk(node.args) if isinstance(one, ast.arg)}:
+        return role.argument, role.argument
+    return (role.argument, given[0]) if given else None
+
+
+def _read_from_outside(node: ast.FunctionDef) -> set[str]:
+    """List the names that a function, or one inside of it, has from what is around it."""
+    own = list(_own(node))
+    bound = {one.arg for one in ast.walk(node.args) if isinstance(one, ast.arg)}
+    bound |= {one.id for one in own if isinstance(one, ast.Name) and not _is_load(one)}
+    bound |= {one.name for one in own if isinstance(one, DEFINITIONS)}
+    declared = {name for one in own if isinstance(one, ast.Global | ast.Nonlocal) for name in one.names}
+    read = {one.id for one in own if isinstance(one, ast.Name) and _is_load(one)}
+    nested = [one for one in own if isinstance(one, Function | ast.AsyncFunctionDef | ast.ClassDef)]
+    inside = {one.id for each in nested for one in ast.walk(each) if isinstance(one, ast.Name)}
+    return (read - bound) | inside | declared
 
 
 def before_statement(source: Source, statement: ast.stmt, text: str, *, blank: int) -> Edit:
@@ -263,17 +282,23 @@ def _at_return(source: Source, node: ast.Return, snippet: Snippet, variable: str
 
 
 def _around_returns(
-    source: Source, node: ast.FunctionDef, returns: list[ast.Return], snippet: Snippet, variable: str
+    source: Source,
+    node: ast.FunctionDef,
+    returns: list[ast.Return],
+    snippet: Snippet,
+    names: tuple[str, tuple[str, str] | None],
 ) -> list[Edit]:
+    variable, argument = names
     name = free_name(source, f"treated_{variable}")
-    function = f"def {name}({variable}):\n" + _deeper(snippet.body) + f"\n    return {variable}"
+    takes, gives = (f", {one}" for one in argument) if argument else ("", "")
+    function = f"def {name}({variable}{takes}):\n" + _deeper(snippet.body) + f"\n    return {variable}"
     edits = [before_statement(source, top_level(source, node), function, blank=2)]
     for one in returns:
         if one.value is None:
             raise AssertionError(one)
         begin, end = source.start(one), source.end(one)
         value = source.text[begin + len("return") : end].strip()
-        edits.append(Edit(start=begin, end=end, text=f"return {name}({value})"))
+        edits.append(Edit(start=begin, end=end, text=f"return {name}({value}{gives})"))
     return edits
 
 

@@ -28,12 +28,13 @@ CLOSED = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskCall:
-    """A call in a source, the statement that holds it, and the function around that, if any."""
+    """A call in a source, the statement that holds it, the function around that, if any, and the loops in that."""
 
     source: Source
     node: ast.Call
     statement: ast.stmt
     function: ast.FunctionDef | None
+    loops: tuple[ast.stmt, ...] = ()
 
     def value(self, field: str) -> ast.expr | None:
         """What the call gives for a member of the task, if it names it."""
@@ -65,14 +66,24 @@ def task_call(source: Source, task: Task, namespace: Mapping[str, Any]) -> TaskC
     statement = chain[place]
     if not isinstance(statement, ast.stmt):
         raise AssertionError(statement)
-    return TaskCall(source=source, node=call, statement=statement, function=around)
+    inside = chain[chain.index(around) :] if around is not None else chain
+    loops = tuple(one for one in inside if isinstance(one, ast.For | ast.While))
+    return TaskCall(source=source, node=call, statement=statement, function=around, loops=loops)
 
 
-def in_call(call: TaskCall, field: str, snippet: Snippet, name: str) -> list[Edit]:
-    """Let a new function before the statement, of the given name, make a member of the task, with the snippet."""
+def in_call(call: TaskCall, field: str, snippet: Snippet, names: tuple[str, str]) -> list[Edit]:
+    """Let a new function before the statement make a member of the task, with the snippet.
+
+    Args:
+        call: The call.
+        field: The member.
+        snippet: What is done.
+        names: Of the new function, and of what the call is given now, if that needs a name: see `hidden_by`.
+    """
     role, source = role_of(field, snippet), call.source
-    value = call.value(field)
-    head, first = _first_lines(source, value, role)
+    value, (name, kept) = call.value(field), names
+    above = "" if value is None or not hidden_by(value, snippet, role) else f"{kept} = {source.segment(value)}\n"
+    head, first = _first_lines(source, value, role) if not above else _calling(kept, role)
     if first is None and role.variable is not None and role.variable not in snippet.makes:
         raise NoPatchError(f"the call of Task does not say what {field} is")
     if first is not None and role.variable == "warm_up":
@@ -81,8 +92,29 @@ def in_call(call: TaskCall, field: str, snippet: Snippet, name: str) -> list[Edi
     if role.variable is not None:
         lines.append(f"    return {role.variable}")
     top = call.function is None and call.statement in source.tree.body
-    edits = [before_statement(source, call.statement, "\n".join(lines), blank=2 if top else 1)]
+    gap = "\n\n" if above and top else "\n" if above else ""
+    edits = [before_statement(source, call.statement, above + gap + "\n".join(lines), blank=2 if top else 1)]
     return [*edits, *keyword_edits(call, field, name)]
+
+
+def hidden_by(value: ast.expr, snippet: Snippet, role: Role) -> bool:
+    """Tell whether an expression reads a name that a new function would assign: it has to stand before the function.
+
+    In `Task(model=model)` the name is that of the factory; inside of a function with `model = ...` it would be the
+    function's own.
+    """
+    return bool(_read(value) & {*snippet.makes, role.variable, role.argument})
+
+
+def changes_in_loop(call: TaskCall, value: ast.expr | None) -> bool:
+    """Tell whether a loop around the call gives its names other values each time, which a function sees too late."""
+    stored = {
+        one.id
+        for loop in call.loops
+        for one in ast.walk(loop)
+        if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load)
+    }
+    return value is not None and bool(_read(value) & stored)
 
 
 def keyword_edits(call: TaskCall, field: str, text: str) -> list[Edit]:
@@ -138,6 +170,18 @@ def _first_lines(source: Source, value: ast.expr | None, role: Role) -> tuple[st
     names = [one.arg for one in (*value.args.posonlyargs, *value.args.args)]
     renamed = f"    {argument} = {names[0]}\n" if argument and names and names[0] != argument else ""
     return ast.unparse(value.args), renamed + _kept(line)
+
+
+def _read(value: ast.expr) -> set[str]:
+    """List the names that an expression reads and does not bind itself."""
+    own = {one.arg for one in ast.walk(value) if isinstance(one, ast.arg)}
+    return {one.id for one in ast.walk(value) if isinstance(one, ast.Name)} - own
+
+
+def _calling(kept: str, role: Role) -> tuple[str, str]:
+    argument = role.argument or ""
+    assigned = f"{role.variable} = " if role.variable else ""
+    return argument, _kept(f"{assigned}{kept}({argument})")
 
 
 def _assignment(source: Source, body: ast.expr, assigned: str) -> str:
@@ -261,4 +305,4 @@ def _locals(function: ast.FunctionDef | None) -> set[str]:
     return found
 
 
-__all__ = ["TaskCall", "in_call", "keyword_edits", "resolved", "task_call"]
+__all__ = ["TaskCall", "changes_in_loop", "hidden_by", "in_call", "keyword_edits", "resolved", "task_call"]

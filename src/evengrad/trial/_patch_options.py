@@ -14,7 +14,7 @@ from torch import nn
 from evengrad.nouns import Task
 from evengrad.trial._patch_attempt import Files, Option, call_now
 from evengrad.trial._patch_block import free_name, in_factory, outside_edits, role_of, taken_apart
-from evengrad.trial._patch_call import TaskCall, in_call, keyword_edits
+from evengrad.trial._patch_call import TaskCall, changes_in_loop, in_call, keyword_edits
 from evengrad.trial._patch_direct import Swaps, activation_swaps, optimizer_edits, swap_edits
 from evengrad.trial._patch_files import UserFiles
 from evengrad.trial._patch_functions import called_kinds, function_edits
@@ -124,23 +124,28 @@ class Options:
         if value is not None and not _is_plain(value):
             self.reasons.append("what the call of Task is given cannot be tried without running more of the file")
             return
-        name = free_name(call.source, f"treated_{field}")
+        if changes_in_loop(call, value):
+            self.reasons.append("the call of Task stands in a loop that gives it something else each time")
+            return
+        name, kept = (free_name(call.source, f"{how}_{field}") for how in ("treated", "untreated"))
 
         def place(drafts: Mapping[Path, Draft]) -> Files:
             now = call_now(drafts, call)
-            return {path: [*outside_edits(now.source, now.node, snippet), *in_call(now, field, snippet, name)]}
+            made = in_call(now, field, snippet, (name, kept))
+            return {path: [*outside_edits(now.source, now.node, snippet), *made]}
 
         live = getattr(self.task, field)
-        classes, uses = more
-        yield Option(
-            words=words,
-            place=place,
-            make=lambda bench: bench.new_function(path, name, self._cells(call, field), live),
-            classes=classes,
-            uses=(*uses, (path, code)),
-        )
 
-    def _cells(self, call: TaskCall, field: str) -> dict[str, CellType]:
+        def make(bench: Bench) -> Callable[..., Any]:
+            now = self._made_of(words)(bench) if any(words.values()) else live
+            cells = {kept: CellType(now), **self._cells(call, value, now)}
+            bench.names[path][kept] = now
+            return bench.new_function(path, name, cells, live)
+
+        classes, uses = more
+        yield Option(words=words, place=place, make=make, classes=classes, uses=(*uses, (path, code)))
+
+    def _cells(self, call: TaskCall, value: ast.expr | None, now: Any) -> dict[str, CellType]:
         """Find what the function around the call holds: from the task's own functions that were made in it."""
         cells: dict[str, CellType] = {}
         if call.function is None:
@@ -149,9 +154,8 @@ class Options:
             inside = f"{call.function.name}.<locals>." in getattr(one, "__qualname__", "")
             if inside and Path(one.__code__.co_filename).resolve() == call.source.path:
                 cells |= cells_of(one)
-        value = call.value(field)
         if isinstance(value, ast.Name):
-            cells.setdefault(value.id, CellType(getattr(self.task, field)))
+            cells.setdefault(value.id, CellType(now))
         return cells
 
     def _found(self, factory: Any) -> tuple[ast.FunctionDef | ast.Lambda | None, Source | None]:
