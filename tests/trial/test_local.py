@@ -206,7 +206,9 @@ def test_what_the_task_raises_comes_back_as_the_error_that_it_is(engine):
 
     bad, empty, good = outcomes(engine, [plan(task(model=broken), "a"), plan(task(train=list), "b"), plan(task())])
     assert isinstance(bad.error, TaskError)
-    assert bad.error.came == "RuntimeError: no such layer"
+    line = broken.__code__.co_firstlineno + 1
+    assert bad.error.came.startswith("RuntimeError: no such layer (")
+    assert bad.error.came.endswith(f"test_local.py, line {line}, in broken)")
     assert isinstance(empty.error, BatchError)
     assert empty.trial.error == str(empty.error)
     assert good.trial.error == ""

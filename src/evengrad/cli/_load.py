@@ -5,14 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from evengrad.nouns import EvengradError, Task, TaskError
-
-LONGEST_MESSAGE = 300
+from evengrad.nouns import EvengradError, Task, TaskError, in_words
 
 
 def load_task(target: str) -> Task:
@@ -82,16 +79,7 @@ def _guarded(action: Any, target: str) -> Any:
     except EvengradError:
         raise
     except (Exception, SystemExit) as err:
-        raise TaskError(target, came=_in_one_line(err), wanted="code that runs through") from err
-
-
-def _in_one_line(err: BaseException) -> str:
-    text = " ".join(f"{type(err).__name__}: {err}".split())[:LONGEST_MESSAGE]
-    if isinstance(err, SyntaxError):
-        return f"{text} ({err.filename}, line {err.lineno})"
-    frames = traceback.extract_tb(err.__traceback__)
-    inner = [frame for frame in frames if "evengrad/cli" not in frame.filename.replace("\\", "/")]
-    return f"{text} ({inner[-1].filename}, line {inner[-1].lineno})" if inner else text
+        raise TaskError(target, came=in_words(err), wanted="code that runs through") from err
 
 
 def _offers(module: ModuleType) -> list[str]:

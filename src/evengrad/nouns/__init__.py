@@ -26,6 +26,7 @@ from evengrad.nouns._reading import Ends, LayerReading, ParameterReading, Readin
 from evengrad.nouns._story import Curve, HeatMap, Story
 from evengrad.nouns._sweep import Ending, Quantities, Sweep, SweepPoint, SweepRange
 from evengrad.nouns._task import Task, output_of
+from evengrad.nouns._user_code import called, in_words, installed_folders, made
 from evengrad.nouns._verdict import Outcome, Trial, Verdict
 
 __all__ = [
@@ -71,8 +72,12 @@ __all__ = [
     "UnguardedStepWarning",
     "UnknownRuleError",
     "Verdict",
+    "called",
     "described",
     "from_json",
+    "in_words",
+    "installed_folders",
+    "made",
     "output_of",
     "printable",
     "shortened",

@@ -18,6 +18,7 @@ from evengrad.nouns import (
     ParameterReading,
     Reading,
     Record,
+    in_words,
     output_of,
 )
 from evengrad.probe._custom_backward import Errors, custom_backward_errors, custom_functions
@@ -214,7 +215,7 @@ def _forward(model: nn.Module, data: Any) -> Any:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(data)) or type(data).__name__
         raise ModelError(
             f"forward of {type(model).__name__}",
-            came=f"{type(err).__name__}: {err}"[:300],
+            came=in_words(err),
             wanted=f"an output for an input of shape {shapes}",
         ) from err
 
@@ -225,7 +226,7 @@ def _backward(model: nn.Module, value: Tensor, wanted: list[Tensor]) -> tuple[Te
     except RuntimeError as err:
         raise ModelError(
             f"backward of {type(model).__name__}",
-            came=f"{type(err).__name__}: {err}"[:300],
+            came=in_words(err),
             wanted="a graph that can be differentiated by torch.autograd.grad",
             advice="look for tensors changed in place, and checkpoint(use_reentrant=True)",
         ) from err
@@ -238,7 +239,7 @@ def _called(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Any
         _check_labels(output, target, err)
         raise LossError(
             "loss(output, target)",
-            came=f"{type(err).__name__}: {err}"[:300],
+            came=in_words(err),
             wanted=f"a scalar for an output of shape {_shape(output)} and a target of shape {_shape(target)}",
         ) from err
 

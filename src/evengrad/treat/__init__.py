@@ -12,6 +12,7 @@ from evengrad.treat._keep_in_float32 import KeepInFloat32
 from evengrad.treat._make import ALL, make
 from evengrad.treat._normalize_input import NormalizeInput
 from evengrad.treat._normalize_target import NormalizeTarget
+from evengrad.treat._on_a_task import built
 from evengrad.treat._reinitialize import Reinitialize
 from evengrad.treat._remove_output_activation import OnlyInEvaluation, RemoveOutputActivation
 from evengrad.treat._residual import Residual
@@ -53,6 +54,7 @@ __all__ = [
     "UseGatedCell",
     "WarmUp",
     "bound_from",
+    "built",
     "factor_from_update_ratio",
     "make",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from evengrad.nouns import Task
+from evengrad.nouns import Task, called
 from evengrad.treat._random_state import random_state_kept
 
 MOST_SAMPLES = 10_000
@@ -141,11 +141,15 @@ def over_training_batches(task: Task, use: Callable[[Any, Any], None]) -> None:
     """Call a function with the batches of the first pass over a task's training data, 10,000 samples at most.
 
     The global random states are as before at the end.
+
+    Raises:
+        TaskError: `train()` raised.
     """
     samples = 0
     with random_state_kept():
-        batches = iter(task.train())
-        for _, batch in zip(range(MOST_BATCHES), batches, strict=False):
+        batches = called("Task.train()", lambda: iter(task.train()), wanted="batches")
+        for _ in range(MOST_BATCHES):
+            batch = called("Task.train()", lambda: next(batches, None), wanted="batches")
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 break
             use(batch[0], batch[1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from evengrad.nouns import TreatmentError, output_of
+from evengrad.nouns import TreatmentError, in_words, output_of
 from evengrad.treat._activations import activation_name
 from evengrad.treat._random_state import random_state_kept
 
@@ -156,7 +156,7 @@ def run(model: nn.Module, batch_input: Any) -> Any:
     except Exception as err:  # user code: anything may come
         raise TreatmentError(
             "model(batch_input)",
-            came=f"{type(err).__name__}: {err}"[:300],
+            came=in_words(err),
             wanted="a model that runs on the batch",
             advice="give the input that the model takes, on the model's device",
         ) from err

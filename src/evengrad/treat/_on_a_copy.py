@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from evengrad.nouns import TreatmentError, output_of, shortened
+from evengrad.nouns import TreatmentError, in_words, output_of, shortened
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._forward_order import is_norm, only_in_sequences, run
 from evengrad.treat._random_state import random_state_kept
@@ -76,7 +76,7 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as err:  # user code: anything may come
         raise TreatmentError(
-            "model", came=f"{type(err).__name__} while it was copied: {err}"[:300], wanted="a model that can be copied"
+            "model", came=in_words(err, when="while it was copied"), wanted="a model that can be copied"
         ) from err
 
 
@@ -115,7 +115,7 @@ def _want_same_interface(model: nn.Module, changed: nn.Module, batch_input: Any,
         except Exception as err:  # what a user's forward raises when a layer is no longer what it was
             raise TreatmentError(
                 label,
-                came=f"{type(err).__name__} when the changed model was run: {err}"[:300],
+                came=in_words(err, when="when the changed model was run"),
                 wanted="a model whose forward lets its layers be wrapped or replaced",
             ) from err
         if before != after:

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from evengrad.nouns import Task, TaskError, TreatmentError
+from evengrad.nouns import Task, TreatmentError, called, in_words, made
 from evengrad.treat._abstract import AbstractTreatment, Treated
 from evengrad.treat._random_state import random_state_kept
 
@@ -63,26 +63,19 @@ def task_with_model(
         except Exception as err:  # user code: it may ask for a layer that is wrapped now
             raise TreatmentError(
                 label,
-                came=f"{type(err).__name__} from Task.optimizer on the changed model: {err}"[:300],
+                came=in_words(err, when="from Task.optimizer on the changed model"),
                 wanted="an optimizer that takes the parameters of whatever model it is given",
             ) from err
     return Treated(subject=replace(task, model=factory), changes=treated.changes, code=treated.code)
 
 
 def built(task: Task) -> nn.Module:
-    """Build the task's model.
+    """Build the model of a task from torch's random state as it is.
 
     Raises:
         TaskError: The factory raised, or made something else.
     """
-    try:
-        model = task.model()
-    except TreatmentError:
-        raise
-    except Exception as err:  # user code: anything may come
-        raise TaskError("Task.model", came=f"{type(err).__name__}: {err}"[:300], wanted="a model") from err
-    if not isinstance(model, nn.Module):
-        raise TaskError("Task.model", came=type(model).__name__, wanted="an nn.Module")
+    model: nn.Module = made(task.model, "Task.model", nn.Module)
     return model
 
 
@@ -93,9 +86,13 @@ def first_input(train: Callable[[], Iterable[Any]] | None) -> Any:
 
 
 def first_pair(train: Callable[[], Iterable[Any]]) -> tuple[Any, Any] | None:
-    """Take input and target of the first training batch; None when there is no batch or it is not a pair."""
-    batches = iter(train())
-    batch = next(batches, None)
+    """Take input and target of the first training batch; None when there is no batch or it is not a pair.
+
+    Raises:
+        TaskError: `train()` raised.
+    """
+    batches = called("Task.train()", lambda: iter(train()), wanted="batches")
+    batch = called("Task.train()", lambda: next(batches, None), wanted="batches")
     if close := getattr(batches, "close", None):
         close()
     return (batch[0], batch[1]) if isinstance(batch, tuple | list) and len(batch) == 2 else None

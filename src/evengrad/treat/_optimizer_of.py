@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from evengrad.nouns import Task, TaskError
+from evengrad.nouns import Task, made
 from evengrad.treat._on_a_task import built
 from evengrad.treat._random_state import random_state_kept
 
@@ -20,12 +20,7 @@ def optimizer_of(task: Task, factory: Callable[[nn.Module], Optimizer], seed: in
     with random_state_kept():
         torch.manual_seed(seed)
         model = built(task)
-        try:
-            optimizer = factory(model)
-        except Exception as err:  # user code: anything may come
-            raise TaskError("Task.optimizer", came=f"{type(err).__name__}: {err}"[:300], wanted="an optimizer") from err
-    if not isinstance(optimizer, Optimizer):
-        raise TaskError("Task.optimizer", came=type(optimizer).__name__, wanted="a torch.optim.Optimizer")
+        optimizer: Optimizer = made(lambda: factory(model), "Task.optimizer", Optimizer)
     return optimizer
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evengrad.nouns import Task, TreatmentError, shortened
+from evengrad.nouns import Task, TreatmentError, in_words, shortened
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._on_a_copy import changed_copy, only_for_tasks
 from evengrad.treat._on_a_task import built, first_input
@@ -98,7 +98,7 @@ class TrainEverything(AbstractTreatment):
         except Exception as err:  # an optimizer of the user's own: anything may come
             raise TreatmentError(
                 NAME,
-                came=f"{type(err).__name__} when a group was added: {err}"[:300],
+                came=in_words(err, when="when a group was added"),
                 wanted="an optimizer that takes a further group",
             ) from err
         subject = replace(task, model=ConnectedModel(factory=task.model)) if treated.changes else task

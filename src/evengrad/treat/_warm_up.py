@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, final
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from evengrad.nouns import SettingError, Task, TaskError, TreatmentError
+from evengrad.nouns import SettingError, Task, TreatmentError, called
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._on_a_copy import only_for_tasks
 from evengrad.treat._optimizer_of import lrs_of, optimizer_of
@@ -136,10 +137,7 @@ class WarmUp(AbstractTreatment):
     def _want_no_warm_up(self, task: Task, optimizer: Optimizer, rates: list[float]) -> None:
         if task.schedule is None:
             return
-        try:
-            schedule = task.schedule(optimizer)
-        except Exception as err:  # user code: anything may come
-            raise TaskError("Task.schedule", came=f"{type(err).__name__}: {err}"[:300], wanted="a scheduler") from err
+        schedule = called("Task.schedule", partial(task.schedule, optimizer), wanted="a scheduler")
         first = [float(group["lr"]) for group in optimizer.param_groups]
         low = any(now < STARTS_LOW * rate for now, rate in zip(first, rates, strict=True))
         if low or isinstance(schedule, OneCycleLR | WarmedUp):

@@ -11,11 +11,11 @@ import numpy as np
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from evengrad.measure import Norms
-from evengrad.nouns import ParameterReading, Reading, Setup, Task, output_of
+from evengrad.nouns import ParameterReading, Reading, Setup, Task, called, output_of
 from evengrad.probe import Untouched, WeightSampler, named_parameters, probe, setup_and_untrained, those
 from evengrad.trial._clipping import Clipping
 from evengrad.trial._precision import LossScale, autocast_of
-from evengrad.trial._user_code import Batch, called, fresh_model, held_by
+from evengrad.trial._user_code import Batch, fresh_model, held_by
 
 FEWEST_STEPS = 8  # of a trial that can show who trains what
 

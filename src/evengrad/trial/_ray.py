@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from evengrad.nouns import EvengradWarning, SettingError, Task
+from evengrad.nouns import EvengradWarning, SettingError, Task, in_words
 from evengrad.runlog import Writer
 from evengrad.trial._course import Course
 from evengrad.trial._engine import AbstractEngine, Failure, failure
@@ -269,7 +269,7 @@ def _train(task: bytes, rest: dict[str, Any], settings: bytes) -> bytes:
         _leave_soon()
         return packed(failure(plan, f"no end after {plan.time_s:g} s: ended"))
     result = found[0]
-    return packed(failure(plan, _in_words(result)) if isinstance(result, BaseException) else result)
+    return packed(failure(plan, in_words(result)) if isinstance(result, BaseException) else result)
 
 
 def _leave_soon() -> None:

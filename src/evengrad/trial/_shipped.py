@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.machinery
 import io
-import site
 import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 import cloudpickle
 import torch
 
-from evengrad.nouns import Task
+from evengrad.nouns import Task, installed_folders
 
 LONGEST_REASON = 300
 
@@ -94,7 +92,7 @@ def _by_value(*, everything: bool) -> Iterator[None]:
 
 def _modules_of_the_user() -> list[ModuleType]:
     """Find the loaded modules that belong neither to Python, nor to an installed package, nor to this one."""
-    places = _installed()
+    places = installed_folders()
     own = __name__.partition(".")[0]
     found = []
     for name, module in tuple(sys.modules.items()):
@@ -105,12 +103,6 @@ def _modules_of_the_user() -> list[ModuleType]:
         if top not in sys.stdlib_module_names and top not in {own, "__main__"} and not file.startswith(places):
             found.append(module)
     return found
-
-
-def _installed() -> tuple[str, ...]:
-    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    paths += [*site.getsitepackages(), site.getusersitepackages()]
-    return tuple({f"{path}/" for path in paths} | {f"{Path(path).resolve()}/" for path in paths})
 
 
 def _is_found_again(module: ModuleType) -> bool:

@@ -11,13 +11,13 @@ from typing import final
 
 import torch
 
-from evengrad.nouns import Reading, Record, Trial
+from evengrad.nouns import Reading, Record, Trial, called
 from evengrad.runlog import Writer
 from evengrad.trial._course import Course, judged
 from evengrad.trial._loop import Loop
 from evengrad.trial._plan import Plan, Tick, sampled_steps
 from evengrad.trial._seeded import RandomState, random_kept, seed_all
-from evengrad.trial._user_code import Batch, batches, called, fingerprint
+from evengrad.trial._user_code import Batch, batches, fingerprint
 
 
 @final

@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evengrad.nouns import BatchError, EvengradError, OptimizerError, Task, TaskError
+from evengrad.nouns import BatchError, EvengradError, OptimizerError, Task, TaskError, in_words, made
 from evengrad.probe import named_parameters
+from evengrad.treat import built as built  # noqa: PLC0414 (one function, known to trials from here)
 
 Batch = tuple[Any, Any]
-
-
-def called(what: str, function: Callable[[], Any], *, wanted: str) -> Any:
-    """Call a function of the user.
-
-    Raises:
-        TaskError: It raised; errors of ours go through as they are.
-    """
-    try:
-        return function()
-    except EvengradError:
-        raise
-    except Exception as err:  # user code: anything may come
-        raise TaskError(what, came=f"{type(err).__name__}: {err}"[:300], wanted=wanted) from err
-
-
-def made(factory: Callable[[], Any], what: str, kind: type) -> Any:
-    """Call a factory of the user and check what it made.
-
-    Raises:
-        TaskError: It raised, or made something else.
-    """
-    wanted = f"a function that makes a {kind.__name__}"
-    thing = called(what, factory, wanted=wanted)
-    if not isinstance(thing, kind):
-        raise TaskError(what, came=type(thing).__name__, wanted=wanted)
-    return thing
-
-
-def built(task: Task) -> nn.Module:
-    """Build the model of a task from torch's random state as it is.
-
-    Raises:
-        TaskError: The factory raised or made something else.
-    """
-    model: nn.Module = made(task.model, "Task.model", nn.Module)
-    return model
 
 
 def fresh_model(task: Task) -> tuple[nn.Module, Optimizer]:
@@ -146,5 +110,5 @@ def _iterated(task: Task) -> Iterator[Any]:
         yield from task.train()
     except EvengradError:
         raise
-    except Exception as err:
-        raise TaskError("Task.train()", came=f"{type(err).__name__}: {err}"[:300], wanted="batches") from err
+    except Exception as err:  # user code: anything may come
+        raise TaskError("Task.train()", came=in_words(err), wanted="batches") from err

@@ -16,6 +16,7 @@ import time
 from queue import SimpleQueue
 from typing import IO, final
 
+from evengrad.nouns import in_words
 from evengrad.trial._course import Course
 from evengrad.trial._engine import Failure, failure
 from evengrad.trial._frames import (
@@ -108,7 +109,7 @@ class _Server:
         try:
             plan: Plan = unpacked(data)
         except Exception as err:  # the user's classes and modules: anything may come
-            return packed(f"the task cannot be unpacked in a worker: {_in_words(err)}")
+            return packed(f"the task cannot be unpacked in a worker: {in_words(err)}")
         del data
         write_frame(self._writer, BEGUN)
         result = self._run(plan)
@@ -119,14 +120,14 @@ class _Server:
         try:
             return packed(result)
         except Exception as err:
-            return packed(failure(plan, f"the result cannot be packed: {_in_words(err)}"))
+            return packed(failure(plan, f"the result cannot be packed: {in_words(err)}"))
 
     def _run(self, plan: Plan) -> Course | Failure:
         ticker = _Ticker(self._writer)
         try:
             _, result = next(iter(self._engine.run([plan], ticker)))
         except (Exception, SystemExit) as err:  # what the engine in one's own process would raise is a result here
-            result = failure(plan, _in_words(err))
+            result = failure(plan, in_words(err))
         ticker.send()
         return result
 
@@ -166,10 +167,6 @@ def _end() -> None:
     if hasattr(os, "killpg") and os.getpgid(0) == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
-
-
-def _in_words(err: BaseException) -> str:
-    return f"{type(err).__name__}: {err}"[:300]
 
 
 @final
