@@ -12,6 +12,7 @@ from evengrad.treat import AddNormalization, ClipGradients, Reinitialize, ScaleL
 from evengrad.trial._choosing import Choosing
 from evengrad.trial._course import Course
 from evengrad.trial._engine import AbstractEngine
+from evengrad.trial._partners import hopes_for
 from evengrad.trial._rungs import rungs_of
 from evengrad.trial._runs import Runs
 
@@ -194,3 +195,28 @@ def test_a_refinement_that_leads_is_refined_again(task):
     order, _ = chosen(task, engine, SINGLES[:3])
     assert any("factor=100.0" in name for name, _, _ in engine.ran), "it is still slow: the rate is followed"
     assert order[0] == "Combined"
+
+
+def test_a_higher_rate_is_spared_where_it_had_nothing_to_gain_after_a_tenth(task):
+    slow, fast = label(SINGLES[0]), f"{SINGLES[0].label} + ScaleLearningRate(factor=10.0)"
+    at_once = Script({slow: lambda part, seed: 0.4 + part, fast: steady(0.9)})
+    order, _ = chosen(task, at_once, SINGLES[:1])
+    assert order[0] == "Reinitialize", "ten times the steps lead as far"
+    later = Script({slow: lambda part, seed: 0.4 + part, fast: lambda part, seed: 0.9 if part > 0.1 else 0.8})
+    order, _ = chosen(task, later, SINGLES[:1])
+    assert order[0] == "Combined"
+
+
+def test_a_rate_that_was_raised_is_raised_again_after_another_kind_had_its_turn(task):
+    raised = ScaleLearningRate(factor=10.0)
+    engine = Script({label(raised): lambda part, seed: 0.5 + part / 4})
+    chosen(task, engine, (raised, SINGLES[0], SINGLES[1]))
+    refined = list(dict.fromkeys(name for name, _, end in engine.ran if end == 40 and "10" in name))
+    assert refined.index(f"{SINGLES[0].label} + {raised.label}") < refined.index("ScaleLearningRate(factor=100.0)")
+
+
+def test_what_learns_nothing_is_combined_with_what_it_leaves_as_it_is_and_with_what_it_changes(task):
+    fresh = [one.label for one in hopes_for(Reinitialize())]
+    assert fresh[:2] == ["ScaleLearningRate(factor=10.0)", "Reinitialize(scheme='auto')"]
+    rate = [one.label for one in hopes_for(ScaleLearningRate(factor=0.1))]
+    assert rate[:2] == ["Reinitialize(scheme='auto')", "ScaleLearningRate(factor=10.0)"]

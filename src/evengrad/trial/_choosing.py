@@ -3,71 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 from math import ceil, isfinite
-from statistics import mean
 from typing import final
 
-from evengrad.diagnose import rules
 from evengrad.nouns import Task, Trial
-from evengrad.treat import AbstractTreatment, ScaleLearningRate, make
-from evengrad.trial._candidates import Candidate, candidates, combined, likeness, parts_of, proposed
-from evengrad.trial._course import Course, is_flat
-from evengrad.trial._engine import Failure
+from evengrad.treat import AbstractTreatment
+from evengrad.trial._candidates import Candidate, candidates
+from evengrad.trial._entrant import Entrant, metric_at
 from evengrad.trial._judge import LEAST_GAIN_FRAC, Floor, Standing, loss_at_end, ranked
+from evengrad.trial._partners import FASTER, partners
 from evengrad.trial._plan import Plan
 from evengrad.trial._rungs import MOST_SINGLES, Rungs
 from evengrad.trial._runs import Runs
-from evengrad.trial._tailored import tailored
+from evengrad.trial._spared import spared
 
 SINGLES_FRAC = 2 / 3  # of the places on the first rung; the rest is for combinations
 MOST_TURNS = 6  # of refining, however many steps are left
 BASES = 3  # single treatments that combinations are made from
-OTHERS = 3  # further single treatments that each of them is combined with
-
-# What a training lacks that is fine and slow.
-FASTER = ScaleLearningRate(factor=10.0)
-
-# Of these the loss is another function afterwards, so that losses do not compare.
-OTHER_LOSS = frozenset({"NormalizeTarget"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Entrant:
-    """A candidate and how far it has got.
-
-    Args:
-        candidate: What is tried.
-        place: In the order in which all were proposed.
-        trial: So far; None before the first step.
-        course: What was read on the way; None before the first step and where it came to nothing.
-    """
-
-    candidate: Candidate
-    place: int = 0
-    trial: Trial | None = None
-    course: Course | None = None
-
-    @property
-    def treatment(self) -> AbstractTreatment:
-        """What is tried."""
-        return self.candidate.treatment
-
-    @property
-    def alive(self) -> bool:
-        """Whether its training went through so far."""
-        return self.trial is not None and not self.trial.error
-
-    @property
-    def learns(self) -> bool:
-        """Whether its loss is below that of the best constant prediction, or nobody knows."""
-        return self.course is None or not is_flat(self.course.record)
-
-    @property
-    def same_loss(self) -> bool:
-        """Whether its loss is the function that the untreated training has."""
-        return not OTHER_LOSS & {part.name for part in parts_of(self.treatment)}
 
 
 @final
@@ -135,7 +89,7 @@ class Choosing:
         if not field or not self._suffices(field[0]):
             more = self._combinations([*field, *self._lost], treatments, places[0] - len(entrants))
             field = self._ordered([*field, *self._raced(more, first, "halving 1")])
-        field = self._raced(self._cut(field, places[1]), later, "halving 2")
+        field = self._raced_on(self._cut(field, places[1]))
         settled = self._settled(field, first, later)
         if not settled:
             field = self._refined(field, treatments)
@@ -145,7 +99,7 @@ class Choosing:
         self._runs.engine.forget([self._plan(entrant, last, "") for entrant in last_few])
         ended = [*self._on_another_seed(last_few, later), *(one for one in field if one not in last_few)]
         known = [one for one in ended if one.trial is not None and one.trial.metric is not None]
-        return [entrant.candidate for entrant in known]
+        return [entrant.candidate for entrant in spared(known, self._task.steps, self._suffices)]
 
     def _refined(self, field: list[Entrant], treatments: Sequence[AbstractTreatment]) -> list[Entrant]:
         """Give the leader a rival that has one treatment more, and then whoever is fine and slow, or leads.
@@ -163,7 +117,7 @@ class Choosing:
             base = slow[0] if refined and slow else field[0]
             refined.append(base.candidate.label)
             more = self._raced(self._combinations([base], treatments, 1), self._rungs.lengths[0], "halving 1")
-            field = self._ordered([*field, *self._raced(more, self._rungs.lengths[1], "halving 2")])
+            field = self._ordered([*field, *self._raced_on(more)])
         return field
 
     def _has_room(self) -> bool:
@@ -179,7 +133,7 @@ class Choosing:
             return duel
         plans = [replace(self._plan(one, until, "halving 3"), seed=self._second_seed) for one in duel]
         both = [
-            replace(duel[place], trial=_mean(duel[place].trial, result.trial))
+            duel[place].beside(result.trial)
             for place, result in sorted(self._runs.run(plans), key=lambda pair: pair[0])
         ]
         self._runs.engine.forget(plans)
@@ -199,43 +153,43 @@ class Choosing:
             return []
         tried = [entrant.treatment for entrant in field]
         by_base = [
-            self._partners(base, [one for one in tried if one is not base.treatment], treatments)
+            partners(
+                base,
+                [*(one for one in tried if one is not base.treatment), *treatments],
+                learns=self._suffices(base),
+                slow=self._rises(base),
+            )
             for base in field[:BASES]
         ]
         in_turn = [pair for turn in zip_longest(*by_base) for pair in turn if pair is not None]
         return self._entrants(in_turn, most)
 
-    def _partners(
-        self, base: Entrant, next_best: Sequence[AbstractTreatment], treatments: Sequence[AbstractTreatment]
-    ) -> list[AbstractTreatment]:
-        """Combine one with others, by rank."""
-        own = [] if base.course is None else proposed(tailored(base.course.findings, base.course.record))[:OTHERS]
-        if self._rises(base):
-            own.append(FASTER)
-        elif not own and base.alive and not self._suffices(base):
-            own = list(hopes())  # it learns nothing, and no rule says so yet
-        others = [*own, *next_best, *treatments]
-        order = sorted(
-            range(len(others)), key=lambda place: likeness(base.treatment, others[place], own=place < len(own))
-        )
-        return combined(base.treatment, [others[place] for place in order[: 2 * OTHERS]])
-
     def _rises(self, entrant: Entrant) -> bool:
         """Tell whether a training that is fine so far is slow: it learns, and at this rate not to the end."""
         trial = entrant.trial
-        if trial is None or trial.metric is None or not self._suffices(entrant) or len(trial.metrics) < 2:
+        if trial is None or trial.metric is None or not self._suffices(entrant):
             return False
-        before = trial.metrics[-2][1]
-        return before is not None and trial.metric - before > LEAST_GAIN_FRAC * abs(trial.metric)
+        before = metric_at(trial, self._rungs.lengths[0])
+        return (
+            trial.steps > self._rungs.lengths[0]
+            and before is not None
+            and trial.metric - before > LEAST_GAIN_FRAC * abs(trial.metric)
+        )
 
     def _raced(self, entrants: Sequence[Entrant], until: int, stage: str) -> list[Entrant]:
         """Train entrants up to a step and rank those that came through."""
         going = [one for one in entrants if one.trial is None or (one.alive and one.trial.steps < until)]
         rest = [one for one in entrants if one not in going]
         results = self._runs.run([self._plan(one, until, stage) for one in going]) if going else ()
-        ran = [_with(going[place], result) for place, result in sorted(results, key=lambda pair: pair[0])]
+        ran = [going[place].after(result) for place, result in sorted(results, key=lambda pair: pair[0])]
         self._lost += [one for one in ran if not one.alive]
         return self._ordered([*ran, *rest])
+
+    def _raced_on(self, entrants: Sequence[Entrant]) -> list[Entrant]:
+        """Train entrants to the second rung, with a look at the metric after a tenth of the steps."""
+        _, later, _ = self._rungs.lengths
+        tenth = int(self._task.steps / FASTER.factor)
+        return self._raced(self._raced(entrants, min(tenth, later), "halving 2"), later, "halving 2")
 
     def _ordered(self, entrants: Sequence[Entrant]) -> list[Entrant]:
         alive = sorted((one for one in entrants if one.alive), key=lambda one: one.place)
@@ -290,33 +244,6 @@ class Choosing:
             self._stopped = f"no candidate could have gained more than {least:.2g} by training on"
             return True
         return False
-
-
-def hopes() -> tuple[AbstractTreatment, ...]:
-    """List the cures of a training that learns nothing."""
-    rule = next(one for one in rules.ALL if one.code == "EG804")
-    return tuple(make(cure.treatment, cure.settings) for cure in rule.cures())
-
-
-def _with(entrant: Entrant, result: Course | Failure) -> Entrant:
-    return replace(entrant, trial=result.trial, course=None if isinstance(result, Failure) else result)
-
-
-def _mean(first: Trial | None, second: Trial) -> Trial:
-    """Make one trial of those of two seeds; failed where one of them has."""
-    if first is None or first.metric is None or second.metric is None:
-        return second if first is None or second.metric is None else first
-    return replace(
-        first,
-        metric=mean((first.metric, second.metric)),
-        findings=tuple(dict.fromkeys((*first.findings, *second.findings))),
-        losses=(mean((loss_at_end(first), loss_at_end(second))),),
-    )
-
-
-def metric_at(trial: Trial, step: int) -> float | None:
-    """Take the metric that was measured last up to a step."""
-    return next((metric for at, metric in reversed(trial.metrics) if at <= step), None)
 
 
 def _bound(trial: Trial, first: int, later: int, steps: int) -> float | None:

@@ -7,7 +7,7 @@ from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._constant import Level
 from evengrad.diagnose._level import at_constant, came_down, falls, has_ended, is_young, never_moved, stuck_at_constant
 from evengrad.diagnose._movement import sampled, way_of
-from evengrad.diagnose._proposals import ANOTHER_OPTIMIZER, LARGER_STEPS, SMALLER_STEPS, cure
+from evengrad.diagnose._proposals import ANOTHER_OPTIMIZER, FRESH_WEIGHTS, LARGER_STEPS, SMALLER_STEPS, cure
 from evengrad.diagnose._streams import of_all
 from evengrad.diagnose._trend import Trend, trend_of
 from evengrad.diagnose._wording import figures
@@ -80,6 +80,7 @@ class NotLearning(AbstractRunRule):
         return (
             *LARGER_STEPS[:1],
             *ANOTHER_OPTIMIZER,
+            *FRESH_WEIGHTS[:1],
             cure("AddOutputActivation"),
             cure("UseGatedCell", kind="gru"),
             *SMALLER_STEPS[:1],
