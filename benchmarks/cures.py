@@ -21,8 +21,8 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, median
@@ -31,7 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from clinic import EXTRA, HEALTHY, PROGRAMS
+from clinic import EXTRA, HEALTHY, PROGRAMS, Program
+from torch import Tensor
 
 import evengrad
 from evengrad import Task
@@ -40,6 +41,7 @@ from evengrad.trial import metric_of
 ENOUGH = 0.95
 # Programs of the forty whose fault shows in no gradient: they are there to see whether it is said what is wrong.
 NOT_OF_THE_GRADIENT = frozenset({9, 14, 21, 22, 23, 24, 25, 26})
+WITHOUT_FIX = frozenset({"healthy", "chance"})
 FRESH = 1000  # what is added to a seed for the trainings that nothing was chosen or confirmed by
 
 
@@ -48,7 +50,7 @@ class Cured:
     """One repair.
 
     Args:
-        kind: `gradient`, `other`, `extra` or `healthy`.
+        kind: `gradient`, `other`, `extra`, `healthy` or `chance`.
         number: The program's number, 0 for a healthy one.
         name: What it is.
         seed: Of the search.
@@ -104,7 +106,26 @@ class Cured:
         return bool(self.label) and self.after is not None and self.before is not None and self.after < self.before
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shuffled:
+    """Make the batches of a task with the targets of a whole pass in another order, the same at every call."""
+
+    train: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = list(self.train())
+        targets = torch.cat([target for _, target in batches])
+        order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+        parts = targets[order].split([len(target) for _, target in batches])
+        return iter([(data, part) for (data, _), part in zip(batches, parts, strict=True)])
+
+
 Job = tuple[str, str, int]
+
+
+def metric_name(program: Program) -> str:
+    """Say by what a program is judged."""
+    return str(getattr(program.faulty.validate, "func", program.faulty.validate).__name__)
 
 
 def jobs_of(kinds: Sequence[str], only: frozenset[str], seeds: Sequence[int]) -> list[Job]:
@@ -112,6 +133,7 @@ def jobs_of(kinds: Sequence[str], only: frozenset[str], seeds: Sequence[int]) ->
     found = [("other" if one.number in NOT_OF_THE_GRADIENT else "gradient", str(one.number)) for one in PROGRAMS]
     found += [("extra", str(one.number)) for one in EXTRA]
     found += [("healthy", one.name) for one in HEALTHY]
+    found += [("chance", str(one.number)) for one in PROGRAMS if metric_name(one) != "r2"]
     return [
         (kind, name, seed) for seed in seeds for kind, name in found if kind in kinds and (not only or name in only)
     ]
@@ -135,6 +157,8 @@ def _repaired(kind: str, name: str, seed: int) -> Cured:
     else:
         program = next(one for one in (*PROGRAMS, *EXTRA) if str(one.number) == name)
         number, name, task, fixed = program.number, program.name, program.faulty, program.fixed
+        if kind == "chance":
+            task, fixed = replace(task, train=Shuffled(train=task.train)), None
     started = time.perf_counter()
     result = evengrad.repair(task, seed=seed * 100, engine="here")
     seconds = time.perf_counter() - started
@@ -185,7 +209,7 @@ def _said(result: evengrad.Repair) -> str:
 
 def line_of(one: Cured) -> str:
     """Show a repair in one line."""
-    mark = "" if one.kind == "healthy" else "enough" if one.enough else "SHORT "
+    mark = "" if one.kind in WITHOUT_FIX else "enough" if one.enough else "SHORT "
     mark += " WORSE" if one.worse else "" if one.within else " EFFORT"
     numbers = " ".join(
         "-".rjust(7) if value is None else f"{value:7.3f}" for value in (one.before, one.after, one.fixed)
@@ -221,7 +245,14 @@ def summary(all_of_them: Sequence[Cured]) -> str:
         lines.append(
             f"healthy: {sum(one.worse for one in healthy)} of {len(healthy)} made worse; verdicts {dict(verdicts)}"
         )
-    cured = [one for one in all_of_them if one.outcome == "cured"]
+    chance = [one for one in all_of_them if one.kind == "chance"]
+    if chance:
+        called = [one.outcome for one in chance]
+        lines.append(
+            f"targets shuffled: {called.count('cured')} of {len(called)} called cured, "
+            f"{called.count('improved')} improved"
+        )
+    cured = [one for one in all_of_them if one.outcome == "cured" and one.kind != "chance"]
     if cured:
         held = [one for one in cured if one.holds]
         lines.append(f"cured: {len(held)} of {len(cured)} verdicts hold on three seeds that were used for nothing")
@@ -267,6 +298,7 @@ TITLES = {
     "other": "Faults that do not: labels, outputs, too few or too small steps",
     "extra": "Further faults",
     "healthy": "Healthy programs",
+    "chance": "Faulty programs with shuffled targets",
 }
 
 
@@ -280,7 +312,7 @@ def _tables(found: Sequence[Cured]) -> list[str]:
         lines += ["| # | program | seed | verdict | before | after | fix | reached | full | choosing | s | treatment |"]
         lines += ["| --- " * 12 + "|"]
         for one in same:
-            reached = "" if kind == "healthy" else "yes" if one.enough and one.within else "no"
+            reached = "" if kind in WITHOUT_FIX else "yes" if one.enough and one.within else "no"
             metrics = " | ".join(
                 "-" if value is None else f"{value:.3f}" for value in (one.before, one.after, one.fixed)
             )
@@ -299,7 +331,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="where to write the page")
     parser.add_argument("--read", type=Path, help="take the numbers from such a file instead of repairing")
     parser.add_argument("--only", default="", help="numbers or names, with commas")
-    parser.add_argument("--kinds", default="gradient,other,extra,healthy")
+    parser.add_argument("--kinds", default="gradient,other,extra,healthy,chance")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--show", action="store_true", help="print every trial")
