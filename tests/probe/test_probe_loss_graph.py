@@ -191,3 +191,26 @@ def test_the_graph_can_be_read_after_the_backward_and_is_not_kept(parts):
     del way, loss, output, mark
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (functional.mse_loss, (8, 8)),
+        (lambda o, y: functional.mse_loss(y, o), (8, 8)),
+        (functional.huber_loss, (8, 8)),
+        (functional.l1_loss, (8, 8)),
+        (lambda o, y: (y - o).square().mean(), (8, 8)),
+        (lambda o, y: torch.rsub(o, y).square().mean(), (8, 8)),
+        (lambda o, y: functional.mse_loss(o.flatten(), y), (8,)),
+        (lambda o, y: functional.mse_loss(o, y[:, None]), (8, 1)),
+        (lambda o, y: (o - o.T).square().mean(), None),  # with itself
+        (lambda o, y: (o.exp() - y).square().mean(), None),  # not the output itself
+        (lambda o, y: o.mean(), None),
+    ],
+)
+def test_the_shape_of_a_comparison_is_that_of_the_numbers_that_are_compared(loss, shape):
+    torch.manual_seed(0)
+    output = nn.Linear(3, 1)(torch.randn(8, 3))
+    assert way_back(loss(output, torch.randn(8)), output).compared_shape == shape

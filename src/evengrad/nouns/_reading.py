@@ -180,6 +180,9 @@ class Ends:
             operations (view, transpose, squeeze, ...) are left out. Empty where the graph was not seen.
         cuts: Operations on that way, or places in the model, at which the graph ends although weights lie behind.
         softmax_size: Over how many numbers the softmax nearest to the loss goes; None without one.
+        compared_shape: The shape in which the loss holds the output against something without a gradient, after both
+            have been broadcast to it. Known, with or without the target, where a subtraction or a loss of torch that
+            holds one is the first thing that is done with the output; None otherwise.
         constant_loss: The loss of the best constant prediction on this batch, for losses whose form is known (cross
             entropy, squared and absolute error, binary cross entropy); None otherwise.
         signal: The score test of the constant model along the model's own output, for the same losses: the mean, over
@@ -198,6 +201,7 @@ class Ends:
     loss_ops: tuple[str, ...] = ()
     cuts: tuple[str, ...] = ()
     softmax_size: int | None = None
+    compared_shape: tuple[int, ...] | None = None
     constant_loss: float | None = None
     signal: float | None = None
     signal_error: float | None = None

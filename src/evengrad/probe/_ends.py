@@ -77,7 +77,12 @@ class EndsSample:
         self._vectors += [one for one in (constant, signal) if one is not None]
         self._known: dict[str, Any] = {}
         if way is not None:
-            self._known = {"loss_ops": way.names, "cuts": way.cuts, "softmax_size": way.softmax_size}
+            self._known = {
+                "loss_ops": way.names,
+                "cuts": way.cuts,
+                "softmax_size": way.softmax_size,
+                "compared_shape": way.compared_shape,
+            }
 
     def packed(self) -> Tensor:
         """Put all numbers together.

@@ -26,6 +26,8 @@ LAYER_OPS = re.compile(
     r"Addmm|Addmv|Addbmm|Baddbmm|Mm|Bmm|Mv|Dot|Matmul|Linear|Trilinear|Embedding|Rnn|Lstm|Gru|Conv|Attention|Compiled"
 )
 ENDS_IN_BACKWARD = re.compile(r"Backward(s|\d*)$")
+# What holds its first argument against its second.
+DIFFERENCES = frozenset({"HuberLoss", "L1Loss", "MseLoss", "Rsub", "SmoothL1Loss", "Sub"})
 SOFTMAXES = frozenset({"Softmax", "LogSoftmax", "SafeSoftmax"})
 LEAF = "torch::autograd::AccumulateGrad"
 
@@ -62,7 +64,11 @@ class Op:
     @property
     def input_shape(self) -> tuple[int, ...] | None:
         """The shape of its first argument, where a gradient flows on to it."""
-        following, number = self.node.next_functions[0]
+        return self.shape_of_argument(0)
+
+    def shape_of_argument(self, place: int) -> tuple[int, ...] | None:
+        """Give the shape of an argument, where a gradient flows on to it."""
+        following, number = self.node.next_functions[place]
         found = getattr(following, "_input_metadata", None)
         return tuple(found[number].shape) if found else None
 
@@ -98,6 +104,16 @@ class Way:
     def names(self) -> tuple[str, ...]:
         """Their names."""
         return tuple(op.name for op in self.ops)
+
+    @property
+    def compared_shape(self) -> tuple[int, ...] | None:
+        """In which shape the output is held against something without a gradient, if that is done first with it."""
+        first = self.ops[self.loss_ops - 1] if self.loss_ops else None
+        if first is None or first.name not in DIFFERENCES or sum(first.follows) != 1:
+            return None
+        if first.name in {"Rsub", "Sub"}:
+            return first.shape
+        return first.shape_of_argument(first.follows.index(True))  # torch has broadcast both before
 
     @property
     def softmax_size(self) -> int | None:
