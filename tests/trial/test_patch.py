@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from patched_sources import HEAD, MAKE, NET, SGD, STACK, call, check, imported, loading, want_equal
 
 from evengrad.treat import (
@@ -12,7 +13,9 @@ from evengrad.treat import (
     ClipGradients,
     Combined,
     ConstrainWeights,
+    KeepInFloat32,
     NormalizeInput,
+    NormalizeTarget,
     Reinitialize,
     ScaleLearningRate,
     SwapActivation,
@@ -278,3 +281,62 @@ def test_a_class_that_needs_the_model_stays_in_the_factory(load):
     text = HEAD.replace("torch.linspace(-1, 1, 48)", "torch.linspace(100, 900, 48)")
     patch = check(load, load(text + MAKE + call()), NormalizeInput(), modules=False)
     assert "+    class Standardized" in patch.text
+
+
+FAR = HEAD.replace("[(inputs, inputs[:, :1])", "[(inputs, 300.0 + 100.0 * inputs[:, :1])")
+LOSSES = {
+    "a function of torch": "nn.functional.mse_loss",
+    "a module": "nn.MSELoss()",
+    "a lambda": "lambda a, b: ((a - b) ** 2).mean()",
+    "a lambda over lines": "lambda output, target: nn.functional.l1_loss(\n        output,  # raw\n        target)",
+    "a lambda with a default": "lambda a, b, power=2: ((a - b).abs() ** power).mean()",
+    "a function of one's own": "squares",
+    "a name that is hidden": "output",
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("source", ["a def", "a partial", "a closure"])
+def test_a_target_is_normalised_in_model_and_loss(load, source, loss):
+    own = "def squares(one, other):\n    return (one - other).square().mean()\n\n\noutput = squares\n\n\n"
+    module = load(FAR + NET + own + SOURCES[source].replace("loss=nn.functional.mse_loss", f"loss={loss}"))
+    patch = check(load, module, NormalizeTarget(), modules=False)
+    assert patch.text.count("+def normalized(values):") == 1
+    same_losses(sys.modules["training_patched"].task, NormalizeTarget().treat_task(module.task).subject)
+
+
+def test_columns_of_a_target_have_their_own_numbers_in_the_loss(load):
+    text = FAR.replace("inputs[:, :1])", "inputs[:, :2])") + "def make():\n    return nn.Linear(6, 2)\n\n\n" + call()
+    module = load(text)
+    check(load, module, NormalizeTarget(), modules=False)
+    same_losses(sys.modules["training_patched"].task, NormalizeTarget().treat_task(module.task).subject)
+
+
+@pytest.mark.parametrize("parts", ["unsafe", "all"])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_what_is_kept_in_float32_is_kept_there_by_the_patched_file(load, loss, parts):
+    own = "def squares(one, other):\n    return (one - other).square().mean()\n\n\noutput = squares\n\n\n"
+    text = own + SOURCES["a def"].replace("loss=nn.functional.mse_loss", f"loss={loss}")
+    module = load(HEAD + text.replace("    steps=3,\n", "    steps=3,\n    autocast='bfloat16',\n"))
+    check(load, module, KeepInFloat32(parts=parts), modules=False)
+    came, wanted = sys.modules["training_patched"].task, KeepInFloat32(parts=parts).treat_task(module.task).subject
+    assert came.autocast == wanted.autocast == (None if parts == "all" else "bfloat16")
+    same_losses(came, wanted)
+
+
+def same_losses(came, wanted):
+    """Train both from one seed, and want the same losses and weights."""
+    ends = []
+    for task in (came, wanted):
+        torch.manual_seed(0)
+        model = task.model()
+        optimizer, losses = task.optimizer(model), []
+        for inputs, target in task.train():
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=task.autocast is not None):
+                loss = task.loss(model(inputs), target)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        ends.append((losses, list(model.parameters())))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-6)

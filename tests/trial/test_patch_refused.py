@@ -1,5 +1,6 @@
 """Where no diff can be known to be right, the patch is a snippet and says why."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,12 +116,37 @@ def test_a_class_of_the_same_name_is_not_overwritten(load):
     refused(module.task, AddResidual(), "has something else with the name Residual")
 
 
-def test_a_change_of_the_loss_is_told_as_a_snippet(load):
-    text = HEAD.replace("inputs[:, :1]), (-", "300.0 + 100.0 * inputs[:, :1]), (-").replace(
-        "(-inputs, inputs[:, :1])", "(-inputs, 300.0 + 100.0 * inputs[:, :1])"
+def far_away(text):
+    """Give the targets a mean of 300 and a deviation of 60 or so."""
+    return text.replace(
+        "[(inputs, inputs[:, :1]), (-inputs, inputs[:, :1])]", "[(inputs, 300.0 + 100.0 * inputs[:, :1])]"
     )
-    module = load(text + MAKE + call())
-    refused(module.task, NormalizeTarget(), "changes model, loss")
+
+
+def test_a_loss_that_a_helper_computes_is_told_as_a_snippet(load):
+    text = "def chosen(word):\n    return nn.functional.mse_loss if word == 'l2' else nn.functional.l1_loss\n\n\n"
+    module = load(far_away(HEAD) + MAKE + text + call().replace("nn.functional.mse_loss", "chosen('l' + str(2))"))
+    refused(module.task, NormalizeTarget(), "the loss of the call of Task cannot be tried")
+
+
+def test_a_loss_whose_call_is_not_found_is_told_as_a_snippet(load):
+    members = "members = dict(loss=nn.functional.mse_loss, steps=3)\n"
+    text = call().replace("    loss=nn.functional.mse_loss,\n", "    **members,\n").replace("    steps=3,\n", "")
+    refused(load(far_away(HEAD) + MAKE + members + text).task, NormalizeTarget(), "does not say what loss is")
+
+
+def test_a_loss_that_computes_something_else_is_not_handed_out(load):
+    module = load(far_away(HEAD) + MAKE + call())
+    treated = NormalizeTarget().treat_task(module.task)
+    loss = treated.subject.loss
+    wrong = replace(loss, scale=replace(loss.scale, std=(7.0,)))
+    lying = type(
+        "Lying",
+        (),
+        {"__call__": lambda self, *given: wrong(*given), "loss": staticmethod(loss.loss), "code": loss.code},
+    )
+    made = type(treated)(subject=replace(treated.subject, loss=lying()), changes=(), code=treated.code)
+    assert "gives other numbers" in patch_of(module.task, NormalizeTarget(), made).why
 
 
 def test_clipping_of_a_task_whose_call_is_not_found_is_a_snippet(load):

@@ -65,6 +65,11 @@ class Float32Loss:
         with torch.autocast("cpu" if first is None else first.device.type, enabled=False):
             return self.loss(_cast(output, torch.float32), _cast(target, torch.float32))
 
+    def code(self) -> tuple[tuple[str, str, str, str], ...]:
+        """Write what is done: definitions, what becomes of output and of target, what stands around the loss."""
+        around = "with torch.autocast({}.device.type, enabled=False):"
+        return tuple(("", "{}.float()", target, around) for target in ("{}", "{}.float()"))
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)

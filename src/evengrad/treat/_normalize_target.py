@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from evengrad.nouns import Task, TreatmentError
+from evengrad.nouns import Task, TreatmentError, in_words
 from evengrad.treat._abstract import AbstractTreatment, Change, Treated
 from evengrad.treat._columns import Columns, Scale, over_training_batches
 from evengrad.treat._forward_order import run
@@ -57,6 +57,10 @@ class NormalizedLoss:
     def __call__(self, output: Any, target: Any) -> Tensor:
         mean, std = (value.to(output.device) for value in self.scale.tensors())
         return self.loss((output - mean) / std, ((target - mean) / std).to(target.dtype))
+
+    def code(self) -> tuple[tuple[str, str, str, str], ...]:
+        """Write what is done: definitions, what becomes of output and of target, what stands around the loss."""
+        return ((_normalized(self.scale), "normalized({})", "normalized({})", ""),)
 
 
 @final
@@ -167,9 +171,7 @@ def _want_difference(loss: Callable[[Any, Any], Tensor], output: Any, target: Te
         alone = float(loss(one + SHIFTS[0], other))
         last = float(treated(output, target))
     except Exception as err:  # user code: a loss that takes probabilities only raises on other numbers
-        raise TreatmentError(
-            NAME, came=f"{type(err).__name__} from Task.loss: {err}"[:300], wanted="a loss of any numbers"
-        ) from err
+        raise TreatmentError(NAME, came=in_words(err, when="from Task.loss"), wanted="a loss of any numbers") from err
     if abs(alone - first) <= TOLERANCE * abs(first):
         raise TreatmentError(NAME, came="a loss that does not change with the output", wanted="one that does")
     if not all(abs(value - first) <= TOLERANCE * abs(first) for value in moved):
@@ -187,24 +189,42 @@ def _rescale_(scale: Scale, model: nn.Module) -> Change:
     if taken := [name for name in ("target_mean", "target_std") if hasattr(model, name)]:
         raise TreatmentError(NAME, came=f"a model that has an attribute {taken[0]!r}", wanted="none")
     device = next((value.device for value in (*model.parameters(), *model.buffers())), None)
-    code = _code(type(model).__name__, scale)
+    code = _code(scale)
     derive_(model, Rescaled, NAME)
     for name, value in zip(("target_mean", "target_std"), scale.tensors(), strict=True):
         model.register_buffer(name, value.to(device))
     return Change(changes=("the output is turned back into raw numbers",), code=code)
 
 
-def _code(kind: str, scale: Scale) -> str:
-    mean, std = scale.written()
+def _code(scale: Scale) -> str:
+    mean, std = _written(scale)
     return (
-        f"class Rescaled{kind}(type(model)):\n"
-        "    def forward(self, *args, **kwargs):\n"
-        "        return super().forward(*args, **kwargs) * self.target_std + self.target_mean\n"
+        f"{_normalized(scale)}"
+        "\n\n"
+        "def in_raw_numbers(model, args, output):\n"
+        "    return (output * model.target_std + model.target_mean).to(output.dtype)\n"
         "\n\n"
         f"model.register_buffer('target_mean', {mean})\n"
         f"model.register_buffer('target_std', {std})\n"
-        f"model.__class__ = Rescaled{kind}\n"
-        "\n\n"
-        "def normalized(values):  # in the loop: loss(normalized(output), normalized(target))\n"
-        "    return (values - model.target_mean) / model.target_std"
+        "model.register_forward_hook(in_raw_numbers)"
     )
+
+
+def _normalized(scale: Scale) -> str:
+    """Write the function that the loss needs, for output and target."""
+    head = "def normalized(values):  # in the loop: loss(normalized(output), normalized(target))\n"
+    if len(scale.mean) == 1 and not scale.tail:
+        away = f"{'+' if scale.mean[0] < 0 else '-'} {abs(scale.mean[0]):.7g}"
+        return f"{head}    return (values {away}) / {scale.std[0]:.7g}\n"
+    mean, std = _written(scale)
+    return (
+        f"{head}    mean = {mean}.to(values.device)\n    std = {std}.to(values.device)\n"
+        "    return (values - mean) / std\n"
+    )
+
+
+def _written(scale: Scale) -> tuple[str, str]:
+    if len(scale.mean) > 1 or scale.tail:
+        return scale.written()
+    mean, std = (f"torch.tensor({float(f'{numbers[0]:.7g}')!r})" for numbers in (scale.mean, scale.std))
+    return mean, std

@@ -101,10 +101,19 @@ def _first_that_works(
 
 
 def _call(task: Task, files: UserFiles) -> tuple[TaskCall | None, str]:
-    found, reasons = [], []
+    found, without, reasons = [], [], []
     for path, source in files.sources.items():
         try:
-            found.append(task_call(source, task, files.namespaces[path]))
+            call = task_call(source, task, files.namespaces[path])
         except NoPatchError as err:
             reasons.append(str(err))
+            continue
+        if call is None:
+            without.append(path.name)
+        else:
+            found.append(call)
+    if len(found) > 1:
+        reasons = [f"several calls of Task can be it, in {', '.join(one.source.path.name for one in found)}"]
+    elif without and not reasons:
+        reasons = [f"no call of Task in {', '.join(without)} can be it"]
     return (found[0], "") if len(found) == 1 else (None, "; ".join(reasons))

@@ -15,6 +15,7 @@ from evengrad.nouns import Task
 from evengrad.trial._patch_block import IMPORTS, import_edits
 from evengrad.trial._patch_call import TaskCall
 from evengrad.trial._patch_check import check_model, check_optimizer, check_schedule, check_step
+from evengrad.trial._patch_check_loss import check_loss
 from evengrad.trial._patch_files import UserFiles
 from evengrad.trial._patch_rebuilt import Bench
 from evengrad.trial._patch_source import Draft, Edit, NoPatchError
@@ -49,7 +50,9 @@ def attempted(options: Mapping[str, Option], files: UserFiles, treated: Task) ->
     """
     drafts = {path: Draft(source) for path, source in files.sources.items()}
     _apply_(drafts, [option.words for option in options.values()])
-    _apply_(drafts, [option.place(drafts) for option in options.values() if option.place is not None])
+    for option in options.values():  # one by one: what one defines another need not
+        if option.place is not None:
+            _apply_(drafts, [option.place(drafts)])
     for path, draft in drafts.items():
         codes = [code for option in options.values() for where, code in option.uses if where == path]
         _import_(draft, codes, files.namespaces[path])
@@ -87,6 +90,8 @@ def _check(name: str, option: Option, bench: Bench, treated: Task) -> None:
         check_optimizer(made, treated)
     elif name == "after_step":
         check_step(made, treated)
+    elif name == "loss":
+        check_loss(made, treated)
     elif name == "schedule":
         check_schedule(made, treated)
     else:

@@ -155,11 +155,31 @@ def before_statement(source: Source, statement: ast.stmt, text: str, *, blank: i
         if not above.startswith("#") or CELL_OR_HEAD.match(above):
             break
         start = source.line_start(start - 1)
-    above = source.text[source.line_start(start - 1) : start] if start else ""
-    crowded = above.strip() and above.startswith(indent) and not above[len(indent) :].startswith((" ", "\t"))
-    lines = source.newline if crowded else ""
+    lines = source.newline * _missing(source, start, indent, blank)
     lines += indented(text, indent, source) + source.newline * (1 + blank)
     return Edit(start=start, end=start, text=lines)
+
+
+def _missing(source: Source, start: int, indent: str, blank: int) -> int:
+    """Count the empty lines that lack above a definition; none where a block begins."""
+    lines = source.text[:start].replace("\r\n", "\n").split("\n")[:-1]
+    above = next((number for number, line in enumerate(reversed(lines)) if line.strip()), None)
+    if above is None:
+        return 0
+    line = lines[-1 - above]
+    begins = not line.startswith(indent) or line.rstrip().endswith(":")
+    return 0 if begins else max(0, blank - above)
+
+
+def stacked(edits: list[Edit]) -> list[Edit]:
+    """Let texts that go to one place stand below each other without the empty lines that each would want above."""
+    seen: set[int] = set()
+    done = []
+    for edit in edits:
+        again = edit.start == edit.end and edit.start in seen
+        done.append(replace(edit, text=edit.text.lstrip("\r\n")) if again else edit)
+        seen.add(edit.start)
+    return done
 
 
 def outside_edits(source: Source, within: ast.AST, snippet: Snippet) -> list[Edit]:

@@ -41,24 +41,32 @@ class TaskCall:
         return next((word.value for word in self.node.keywords if word.arg == field), None)
 
 
-def task_call(source: Source, task: Task, namespace: Mapping[str, Any]) -> TaskCall:
-    """Find the one call in a source that can have made the task.
+def task_call(source: Source, task: Task, namespace: Mapping[str, Any]) -> TaskCall | None:
+    """Find the one call in a source that can have made the task; None when there is none.
 
-    A call is taken if nothing in it contradicts the task, and one of its functions is the task's own.
+    A call is taken if nothing in it contradicts the task, and one of its functions is the task's own; where it is
+    assigned to a name of the module, what the name stands for tells, and one with a lambda of the task is it.
 
     Raises:
-        NoPatchError: There is no such call, or several.
+        NoPatchError: There are several, or it stands where no statement can be put before it.
     """
-    found = []
+    found: list[tuple[list[ast.AST], ast.Call, ast.FunctionDef | None]] = []
+    certain: list[tuple[list[ast.AST], ast.Call, ast.FunctionDef | None]] = []
     for chain in _calls(source.tree):
         call = chain[-1]
         if not isinstance(call, ast.Call) or not _makes_task(call, namespace):
             continue
         around = next((one for one in reversed(chain) if isinstance(one, ast.FunctionDef)), None)
-        if _fits(source, call, task, namespace, _locals(around)):
-            found.append((chain, call, around))
-    if len(found) != 1:
-        raise NoPatchError(f"{'no call' if not found else 'several calls'} of Task in {source.path.name} can be it")
+        named = _named(chain[-2], namespace)
+        fits = _fits(source, call, task, namespace, _locals(around)) if named is None else _is_that(named, task)
+        if fits:
+            made_here = named is not None or any(isinstance(word.value, ast.Lambda) for word in call.keywords)
+            (certain if made_here else found).append((chain, call, around))
+    found = certain or found
+    if not found:
+        return None
+    if len(found) > 1:
+        raise NoPatchError(f"several calls of Task in {source.path.name} can be it")
     chain, call, around = found[0]
     place = max(index for index, one in enumerate(chain) if isinstance(one, ast.stmt))
     if any(isinstance(one, CLOSED) for one in chain[place:]):
@@ -166,7 +174,7 @@ def _first_lines(source: Source, value: ast.expr | None, role: Role) -> tuple[st
         if isinstance(value, ast.Constant) and value.value is None:
             return argument, None
         return argument, _kept(f"{assigned}{text}({argument})")
-    line = _assignment(source, value.body, assigned)
+    line = lambda_line(source, value.body, assigned)
     names = [one.arg for one in (*value.args.posonlyargs, *value.args.args)]
     renamed = f"    {argument} = {names[0]}\n" if argument and names and names[0] != argument else ""
     return ast.unparse(value.args), renamed + _kept(line)
@@ -184,8 +192,8 @@ def _calling(kept: str, role: Role) -> tuple[str, str]:
     return argument, _kept(f"{assigned}{kept}({argument})")
 
 
-def _assignment(source: Source, body: ast.expr, assigned: str) -> str:
-    """Write the body of a lambda as a statement, less indented than it was, in brackets if it needs them.
+def lambda_line(source: Source, body: ast.expr, assigned: str) -> str:
+    """Write the body of a lambda as a statement that begins with `assigned` or `return`, in brackets if it needs them.
 
     Raises:
         NoPatchError: It would become another expression.
@@ -198,7 +206,8 @@ def _assignment(source: Source, body: ast.expr, assigned: str) -> str:
             statement = ast.parse(_kept(line).replace("    ", "", 1)).body[0]
         except SyntaxError:
             continue
-        if isinstance(statement, ast.Assign | ast.Expr) and ast.dump(statement.value) == ast.dump(body):
+        made = statement.value if isinstance(statement, ast.Assign | ast.Expr | ast.Return) else None
+        if made is not None and ast.dump(made) == ast.dump(body):
             return line
     raise NoPatchError("the lambda cannot be written as a function")
 
@@ -243,6 +252,20 @@ def _makes_task(call: ast.Call, namespace: Mapping[str, Any]) -> bool:
     kind = resolved(call.func, namespace)
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     return kind is Task or (kind is UNKNOWN and name == "Task")
+
+
+def _named(around: ast.AST, namespace: Mapping[str, Any]) -> Task | None:
+    """Give the task that a statement of a call and nothing else assigns to a name; None where that cannot be said."""
+    targets = around.targets if isinstance(around, ast.Assign) else []
+    names = [one.id for one in targets if isinstance(one, ast.Name) and one.col_offset == 0]
+    live = namespace.get(names[0]) if len(names) == 1 else None
+    return live if isinstance(live, Task) else None
+
+
+def _is_that(named: Task, task: Task) -> bool:
+    """Tell whether two tasks are made of the same; the command line gives one another name."""
+    pairs = ((getattr(named, field.name), getattr(task, field.name)) for field in fields(Task) if field.name != "name")
+    return all(one is other or _equal(one, other) for one, other in pairs)
 
 
 def _fits(source: Source, call: ast.Call, task: Task, namespace: Mapping[str, Any], local: set[str]) -> bool:
@@ -303,6 +326,3 @@ def _locals(function: ast.FunctionDef | None) -> set[str]:
         elif isinstance(node, ast.FunctionDef | ast.ClassDef) and node is not function:
             found.add(node.name)
     return found
-
-
-__all__ = ["TaskCall", "changes_in_loop", "hidden_by", "in_call", "keyword_edits", "resolved", "task_call"]

@@ -32,15 +32,15 @@ def check_model(make: Callable[[], Any], treated: Task, *, words: bool) -> None:
     Raises:
         NoPatchError: It makes something else, or raises.
     """
-    wanted = _made(treated.model, "the treated factory")
-    came = _made(make, "the edited factory")
+    wanted = made_or_refused(treated.model, "the treated factory")
+    came = made_or_refused(make, "the edited factory")
     if not isinstance(came, nn.Module):
         raise NoPatchError(f"the edited factory makes a {type(came).__name__}")
     _want_equal(_modules(came, all_of_them=not words), _modules(wanted, all_of_them=not words), "modules")
     _want_equal(_tensors(came), _tensors(wanted), "parameters or buffers")
     if words and not _equal_weights(came, wanted):
         raise NoPatchError("the edited factory makes other weights from the same seed")
-    _made(lambda: came.load_state_dict(wanted.state_dict()), "taking over the treated weights")
+    made_or_refused(lambda: came.load_state_dict(wanted.state_dict()), "taking over the treated weights")
     _want_equal_outputs(came, wanted, treated)
 
 
@@ -50,9 +50,9 @@ def check_optimizer(make: Callable[[nn.Module], Any], treated: Task) -> None:
     Raises:
         NoPatchError: It makes something else, or raises.
     """
-    model = _made(treated.model, "the treated factory")
-    wanted: Optimizer = _made(lambda: treated.optimizer(model), "the treated optimizer")
-    came = _made(lambda: make(model), "the edited optimizer")
+    model = made_or_refused(treated.model, "the treated factory")
+    wanted: Optimizer = made_or_refused(lambda: treated.optimizer(model), "the treated optimizer")
+    came = made_or_refused(lambda: make(model), "the edited optimizer")
     if type(came) is not type(wanted):
         raise NoPatchError(f"the edited optimizer is a {type(came).__name__}")
     if len(came.param_groups) != len(wanted.param_groups):
@@ -71,13 +71,13 @@ def check_step(step: Callable[[nn.Module], Any], treated: Task) -> None:
     """
     if treated.after_step is None:
         raise AssertionError(treated)
-    wanted = _made(treated.model, "the treated factory")
+    wanted = made_or_refused(treated.model, "the treated factory")
     with torch.no_grad():
         for parameter in wanted.parameters():
             parameter.mul_(100.0)  # so that a bound is passed
     came = copy.deepcopy(wanted)
     treated.after_step(wanted)
-    _made(lambda: step(came), "the edited after_step")
+    made_or_refused(lambda: step(came), "the edited after_step")
     if not _equal_weights(came, wanted):
         raise NoPatchError("the edited after_step does something else to the weights")
 
@@ -98,8 +98,8 @@ def check_schedule(make: Callable[[Optimizer], Any], treated: Task) -> None:
 
 def _rates(schedule: Callable[[Optimizer], Any], treated: Task, steps: int) -> list[float]:
     """List the rates that each step is taken with; the gradients are zero."""
-    optimizer: Optimizer = _made(lambda: treated.optimizer(treated.model()), "the optimizer")
-    made = _made(lambda: schedule(optimizer), "the schedule")
+    optimizer: Optimizer = made_or_refused(lambda: treated.optimizer(treated.model()), "the optimizer")
+    made = made_or_refused(lambda: schedule(optimizer), "the schedule")
     rates: list[float] = []
     optimizer.register_step_pre_hook(
         lambda one, _args, _kwargs: rates.extend(float(group["lr"]) for group in one.param_groups)
@@ -109,11 +109,16 @@ def _rates(schedule: Callable[[Optimizer], Any], treated: Task, steps: int) -> l
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        _made(made.step, "the schedule")
+        made_or_refused(made.step, "the schedule")
     return rates
 
 
-def _made(make: Callable[[], Any], what: str) -> Any:
+def made_or_refused(make: Callable[[], Any], what: str) -> Any:
+    """Make something by code of the user's with edits in it, from one seed.
+
+    Raises:
+        NoPatchError: It raises.
+    """
     with seeded(SEED):
         try:
             return make()
@@ -122,15 +127,18 @@ def _made(make: Callable[[], Any], what: str) -> Any:
 
 
 def _modules(model: nn.Module, *, all_of_them: bool) -> list[tuple[str, str, int]]:
-    """List name, kind, and the first place of each module; classes of the snippet's own may be called differently."""
+    """List name, kind, and the first place of each module.
+
+    The kind is the class of torch that a module's class is or is derived from; others, as those that a snippet defines,
+    may be called differently.
+    """
     places: dict[int, int] = {}
     listed = []
     for name, module in model.named_modules(remove_duplicate=False):
         if not all_of_them and not module.state_dict():
             continue
-        kind = type(module)
-        of_torch = kind.__module__.startswith("torch.nn.") and vars(nn).get(kind.__name__) is kind
-        said = f"{kind.__name__}({module.extra_repr()})" if of_torch else "own"
+        kind = next((one for one in type(module).__mro__[:-2] if vars(nn).get(one.__name__) is one), None)
+        said = "own" if kind is None else f"{kind.__name__}({module.extra_repr()})"
         listed.append((name, said, places.setdefault(id(module), len(places))))
     return listed
 
@@ -188,7 +196,7 @@ def _want_equal_outputs(came: nn.Module, wanted: nn.Module, treated: Task) -> No
             if not training:
                 raise NoPatchError(f"the treated model raises {type(err).__name__}") from err
             return
-        left = _made(partial(_output, came, inputs, training), "the edited model")
+        left = made_or_refused(partial(_output, came, inputs, training), "the edited model")
         if not _alike(left, right):
             raise NoPatchError("the edited model gives other outputs than the treated one")
 

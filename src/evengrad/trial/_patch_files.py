@@ -5,17 +5,18 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 from evengrad.nouns import Task
 from evengrad.trial._patch_parts import functions_of
-from evengrad.trial._patch_source import NoPatchError, Source, read_source
+from evengrad.trial._patch_source import NoPatchError, Source, is_installed, read_source
 from evengrad.trial._seeded import seeded
 
 MOST_FILES = 8
+MOST_ITEMS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +70,31 @@ def _places(task: Task) -> Iterator[tuple[str, dict[str, Any], Any]]:
         else:
             yield from _module_of(one)
     for module in list(sys.modules.values()):
-        if isinstance(module, ModuleType) and any(value is task for value in list(vars(module).values())):
+        if not isinstance(module, ModuleType):
+            continue
+        depth = 0 if is_installed(getattr(module, "__file__", None)) else 2
+        if any(_holds(value, task, depth) for value in list(vars(module).values())):
             yield getattr(module, "__file__", None) or "<module>", vars(module), None
     with seeded(0):
         model = task.model()
     for kind in dict.fromkeys(type(module) for module in model.modules()):
         yield from _module_of(kind)
+
+
+def _holds(value: Any, task: Task, depth: int = 2) -> bool:
+    """Tell whether a thing is the task, or holds it in a list, a tuple, a mapping or a data class."""
+    if value is task or depth == 0:
+        return value is task
+    kind = type(value)  # not its __class__, as a stand-in for a module may answer with a warning
+    if issubclass(kind, dict):
+        items = list(value.values())
+    elif issubclass(kind, list | tuple):
+        items = list(value)
+    elif is_dataclass(kind):
+        items = [getattr(value, one.name, None) for one in fields(kind)]
+    else:
+        return False
+    return len(items) <= MOST_ITEMS and any(_holds(item, task, depth - 1) for item in items)
 
 
 def _module_of(kind: type) -> Iterator[tuple[str, dict[str, Any], Any]]:

@@ -13,11 +13,12 @@ from torch import nn
 
 from evengrad.nouns import Task
 from evengrad.trial._patch_attempt import Files, Option, call_now
-from evengrad.trial._patch_block import free_name, in_factory, outside_edits, role_of, taken_apart
+from evengrad.trial._patch_block import free_name, in_factory, outside_edits, role_of, stacked, taken_apart
 from evengrad.trial._patch_call import TaskCall, changes_in_loop, in_call, keyword_edits
 from evengrad.trial._patch_direct import Swaps, activation_swaps, optimizer_edits, swap_edits
 from evengrad.trial._patch_files import UserFiles
 from evengrad.trial._patch_functions import called_kinds, function_edits
+from evengrad.trial._patch_loss import loss_options
 from evengrad.trial._patch_parts import Part, beneath, functions_of, innermost
 from evengrad.trial._patch_rebuilt import Bench, cells_of, class_node
 from evengrad.trial._patch_source import Draft, NoPatchError, Source
@@ -43,6 +44,8 @@ class Options:
             yield from self._of_optimizer(parts)
         elif field in {"after_step", "schedule"}:
             yield from self._in_call(field, _code(parts), {}, ((), ()))
+        elif field == "loss":
+            yield from self._of_loss(parts[-1].after)
         else:
             yield from self._keyword(field, parts[-1].after)
 
@@ -72,6 +75,18 @@ class Options:
                 uses = tuple((source.path, edit.text) for edit in edits if "torch.optim" in edit.text)
                 yield Option(words={source.path: edits}, make=lambda bench: bench.rebuilt(factory), uses=uses)
         yield from self._general("optimizer", _code(parts), {}, ((), ()))
+
+    def _of_loss(self, treated: Task) -> Iterator[Option]:
+        call = self.call
+        if call is None:
+            self.reasons.append("the loss belongs into the call of Task")
+        elif not _is_plain_or_none(call.value("loss")) or changes_in_loop(call, call.value("loss")):
+            self.reasons.append("the loss of the call of Task cannot be tried without running more of the file")
+        else:
+            try:
+                yield from loss_options(self.task, call, treated, functools.partial(self._cells, call))
+            except NoPatchError as err:
+                self.reasons.append(str(err))
 
     def _keyword(self, field: str, after: Task) -> Iterator[Option]:
         if self.call is None:
@@ -121,7 +136,7 @@ class Options:
             return
         call, snippet, path = self.call, taken_apart(code), self.call.source.path
         value = call.value(field)
-        if value is not None and not _is_plain(value):
+        if not _is_plain_or_none(value):
             self.reasons.append("what the call of Task is given cannot be tried without running more of the file")
             return
         if changes_in_loop(call, value):
@@ -132,7 +147,7 @@ class Options:
         def place(drafts: Mapping[Path, Draft]) -> Files:
             now = call_now(drafts, call)
             made = in_call(now, field, snippet, (name, kept))
-            return {path: [*outside_edits(now.source, now.node, snippet), *made]}
+            return {path: stacked([*outside_edits(now.source, now.node, snippet), *made])}
 
         live = getattr(self.task, field)
 
@@ -278,6 +293,10 @@ def _layers(factory: Any) -> Iterator[Any]:
             factory = factory.__wrapped__
         else:
             return
+
+
+def _is_plain_or_none(value: ast.expr | None) -> bool:
+    return value is None or _is_plain(value)
 
 
 def _is_plain(value: ast.expr) -> bool:

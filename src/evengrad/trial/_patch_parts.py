@@ -44,7 +44,7 @@ def parts_of(task: Task, treatment: AbstractTreatment, treated: Treated[Task]) -
     for one in wanted:
         done = treated if len(wanted) == 1 else one.treat_task(before)
         changed = changed_fields(before, done.subject)
-        if not changed or set(changed) - {"model", "optimizer", "after_step", "schedule", *LITERALS}:
+        if not changed or set(changed) - {"model", "optimizer", "after_step", "schedule", "loss", *LITERALS}:
             raise NoPatchError(f"{one.label} changes {', '.join(changed) or 'nothing'}, which a patch cannot write")
         to = one.to if isinstance(one, SwapActivation) else ""
         parts.append(Part(before=before, after=done.subject, fields=changed, code=done.code, to=to))

@@ -194,7 +194,7 @@ def read_source(filename: str) -> Source:
     path = Path(filename).resolve()
     if not path.is_file():
         raise NoPatchError(f"there is no file {filename}, as in a notebook")
-    if _is_installed(path):
+    if is_installed(str(path)):
         raise NoPatchError(f"{path.name} belongs to an installed package")
     raw = path.read_bytes()
     if len(raw) > LARGEST_FILE_BYTES:
@@ -231,7 +231,11 @@ def _decoded(path: Path, raw: bytes) -> str:
     raise NoPatchError(f"{path.name} is not UTF-8 but {encoding}")
 
 
-def _is_installed(path: Path) -> bool:
+def is_installed(filename: str | None) -> bool:
+    """Tell whether a file belongs to Python, to this library, or to an installed package; no file counts as that."""
+    if not filename:
+        return True
+    path = Path(filename)
     if {"site-packages", "dist-packages"} & set(path.parts):
         return True
     folders = [Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
