@@ -1,6 +1,6 @@
 """Who goes on, who is combined, and when choosing ends, on made-up trainings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from evengrad.trial._engine import AbstractEngine
 from evengrad.trial._partners import hopes_for
 from evengrad.trial._rungs import rungs_of
 from evengrad.trial._runs import Runs
+from evengrad.trial._spared import settled
 
 STEPS = 160  # rungs at 10, 40 and 80
 SINGLES = (Reinitialize(), SwapActivation(to="tanh"), AddNormalization(), ScaleLearningRate(factor=0.1))
@@ -205,14 +206,21 @@ def test_a_higher_rate_is_spared_where_it_had_nothing_to_gain_after_a_tenth(task
     later = Script({slow: lambda part, seed: 0.4 + part, fast: lambda part, seed: 0.9 if part > 0.1 else 0.8})
     order, _ = chosen(task, later, SINGLES[:1])
     assert order[0] == "Combined"
+    one_seed = Script({slow: lambda part, seed: 0.4 + part, fast: lambda part, seed: 0.9 if part > 0.1 * seed else 0.8})
+    order, _ = chosen(task, one_seed, SINGLES[:1])
+    assert order[0] == "Combined"
 
 
-def test_a_rate_that_was_raised_is_raised_again_after_another_kind_had_its_turn(task):
-    raised = ScaleLearningRate(factor=10.0)
-    engine = Script({label(raised): lambda part, seed: 0.5 + part / 4})
-    chosen(task, engine, (raised, SINGLES[0], SINGLES[1]))
-    refined = list(dict.fromkeys(name for name, _, end in engine.ran if end == 40 and "10" in name))
-    assert refined.index(f"{SINGLES[0].label} + {raised.label}") < refined.index("ScaleLearningRate(factor=100.0)")
+def test_a_training_whose_loss_still_comes_down_has_not_gained_all_it_has():
+    def trial(losses):
+        return Trial(
+            label="", seed=0, steps=40, stage="", metric=0.75, metrics=((16, 0.75), (40, 0.75)), losses=tuple(losses)
+        )
+
+    assert settled(trial([1.0] + [0.1] * 39), 16)
+    assert settled(trial([2.3] * 8 + [0.05] * 16 + [0.01] * 16), 16), "a cross-entropy comes down for ever"
+    assert not settled(trial([1.0 - step / 40 for step in range(40)]), 16)
+    assert not settled(replace(trial([1.0] * 40), metrics=((16, 0.7), (40, 0.75))), 16)
 
 
 def test_what_learns_nothing_is_combined_with_what_it_leaves_as_it_is_and_with_what_it_changes(task):

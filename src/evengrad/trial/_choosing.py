@@ -64,6 +64,11 @@ class Choosing:
         self._stopped = ""
 
     @property
+    def _tenth(self) -> int:
+        """The step by which ten times the rate has told how far the rate leads; not before the first rung."""
+        return max(self._rungs.lengths[0], int(self._task.steps / FASTER.factor))
+
+    @property
     def stopped(self) -> str:
         """Why the search ended before its last rung; empty if it did not."""
         return self._stopped
@@ -132,10 +137,11 @@ class Choosing:
         if len(duel) < 2:
             return duel
         plans = [replace(self._plan(one, until, "halving 3"), seed=self._second_seed) for one in duel]
-        both = [
-            duel[place].beside(result.trial)
-            for place, result in sorted(self._runs.run(plans), key=lambda pair: pair[0])
-        ]
+        results = dict(self._runs.run([replace(plan, until=min(self._tenth, until)) for plan in plans]))
+        going = [place for place, one in results.items() if not one.trial.error and one.trial.steps < until]
+        ran = self._runs.run([plans[place] for place in going]) if going else ()
+        results |= {going[place]: result for place, result in ran}
+        both = [duel[place].beside(results[place].trial) for place in sorted(results)]
         self._runs.engine.forget(plans)
         return self._ordered(both)
 
@@ -188,8 +194,7 @@ class Choosing:
     def _raced_on(self, entrants: Sequence[Entrant]) -> list[Entrant]:
         """Train entrants to the second rung, with a look at the metric after a tenth of the steps."""
         _, later, _ = self._rungs.lengths
-        tenth = int(self._task.steps / FASTER.factor)
-        return self._raced(self._raced(entrants, min(tenth, later), "halving 2"), later, "halving 2")
+        return self._raced(self._raced(entrants, min(self._tenth, later), "halving 2"), later, "halving 2")
 
     def _ordered(self, entrants: Sequence[Entrant]) -> list[Entrant]:
         alive = sorted((one for one in entrants if one.alive), key=lambda one: one.place)

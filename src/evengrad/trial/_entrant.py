@@ -25,12 +25,14 @@ class Entrant:
         place: In the order in which all were proposed.
         trial: So far; None before the first step.
         course: What was read on the way; None before the first step and where it came to nothing.
+        apart: The trials of which `trial` is the mean.
     """
 
     candidate: Candidate
     place: int = 0
     trial: Trial | None = None
     course: Course | None = None
+    apart: tuple[Trial, ...] = ()
 
     @property
     def treatment(self) -> AbstractTreatment:
@@ -67,7 +69,7 @@ class Entrant:
             findings=tuple(dict.fromkeys((*first.findings, *second.findings))),
             losses=(mean((loss_at_end(first), loss_at_end(second))),),
         )
-        return replace(self, trial=both)
+        return replace(self, trial=both, apart=(first, second))
 
 
 def metric_at(trial: Trial, step: int) -> float | None:

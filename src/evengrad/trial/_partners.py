@@ -35,9 +35,8 @@ def partners(
     all_ = [*own, *others]
     order = sorted(range(len(all_)), key=lambda place: likeness(base.treatment, all_[place], own=place < len(own)))
     found = [all_[place] for place in order[:MOST_PARTNERS]]
-    if slow:  # a rate that has been raised already is raised again after another kind's turn
-        raised = any(part.name == FASTER.name for part in parts_of(base.treatment))
-        found.insert(1 if raised else 0, FASTER)
+    if slow:
+        found.insert(0, FASTER)  # and again, while that helps
     return combined(base.treatment, found)
 
 

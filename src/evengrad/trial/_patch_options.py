@@ -12,6 +12,7 @@ from typing import Any, final
 from torch import nn
 
 from evengrad.nouns import Task
+from evengrad.treat import RemoveOutputActivation
 from evengrad.trial._patch_attempt import Files, Option, call_now
 from evengrad.trial._patch_block import free_name, in_factory, outside_edits, role_of, stacked, taken_apart
 from evengrad.trial._patch_call import TaskCall, changes_in_loop, in_call, keyword_edits
@@ -19,11 +20,14 @@ from evengrad.trial._patch_direct import Swaps, activation_swaps, optimizer_edit
 from evengrad.trial._patch_files import UserFiles
 from evengrad.trial._patch_functions import called_kinds, function_edits
 from evengrad.trial._patch_loss import loss_options
+from evengrad.trial._patch_output import applied_last, in_sequences, output_edits
 from evengrad.trial._patch_parts import Part, beneath, functions_of, innermost
 from evengrad.trial._patch_rebuilt import Bench, cells_of, class_node
-from evengrad.trial._patch_source import Draft, NoPatchError, Source
+from evengrad.trial._patch_source import Draft, Edit, NoPatchError, Source
 from evengrad.trial._patch_values import written
 from evengrad.trial._seeded import seeded
+
+MOST_PLACES = 6
 
 
 @final
@@ -50,6 +54,7 @@ class Options:
             yield from self._keyword(field, parts[-1].after)
 
     def _of_model(self, parts: Sequence[Part]) -> Iterator[Option]:
+        yield from self._output_words(parts)
         swaps, to, rest = _swaps_and_rest(parts)
         if to:
             for words, classes, uses in self._swapped(swaps, to):
@@ -58,6 +63,43 @@ class Options:
                 else:
                     yield from self._general("model", _code(rest), words, (classes, uses))
         yield from self._general("model", _code(parts), {}, ((), ()))
+
+    def _output_words(self, parts: Sequence[Part]) -> Iterator[Option]:
+        """Take the activation on the output away where the source applies it."""
+        part = next((one for one in parts if one.output is not None), None)
+        if part is None or part.output is None:
+            return
+        code = _code([one for one in parts if one is not part])
+        for words, classes in self._output_edits(part.output):
+            uses = tuple(
+                (path, edit.text.split(".")[0]) for path, found in words.items() for edit in found if _imports(edit)
+            )
+            if code:
+                yield from self._general("model", code, words, (classes, uses))
+            else:
+                yield Option(words=words, make=self._made_of(words), classes=classes, uses=uses)
+
+    def _output_edits(self, treatment: RemoveOutputActivation) -> Iterator[tuple[Files, tuple[type[nn.Module], ...]]]:
+        """Give the edits of a forward, all places or one, and of what stands last in a sequence."""
+        model = _built(self.task)
+        definitions = list(self._definitions(model))
+        for kind, path, definition in definitions:
+            source, names = self.files.sources[path], self.files.namespaces[path]
+            instance = next(module for module in model.modules() if type(module) is kind)
+            found = applied_last(definition, instance, names)[:MOST_PLACES]
+            edits = [output_edits(source, one, treatment) for one in found]
+            for some in ([*edits], *([one] for one in edits if len(edits) > 1)):
+                if some:
+                    yield {path: [edit for one in some for edit in one]}, (kind,)
+        if treatment.when == "training":
+            return
+        node, source = self._found(beneath(self.task.model))
+        if node is not None and source is not None:
+            names = innermost(beneath(self.task.model)).__globals__
+            yield from (({source.path: one}, ()) for one in in_sequences(source, node, names, treatment.to))
+        for kind, path, definition in definitions:
+            source, names = self.files.sources[path], self.files.namespaces[path]
+            yield from (({path: one}, (kind,)) for one in in_sequences(source, definition, names, treatment.to))
 
     def _of_optimizer(self, parts: Sequence[Part]) -> Iterator[Option]:
         factory = beneath(self.task.optimizer)
@@ -243,6 +285,10 @@ class Options:
                 place, node = call.source.path, value
                 return lambda bench: bench.value(place, node)
         return lambda bench: bench.rebuilt(factory)
+
+
+def _imports(edit: Edit) -> bool:
+    return edit.text.startswith(("torch.", "nn."))
 
 
 def _swaps_and_rest(parts: Sequence[Part]) -> tuple[Swaps, str, list[Part]]:

@@ -10,7 +10,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from evengrad.nouns import Task
-from evengrad.treat import AbstractTreatment, SwapActivation, Treated
+from evengrad.treat import AbstractTreatment, RemoveOutputActivation, SwapActivation, Treated
 from evengrad.trial._patch_source import NoPatchError
 
 LITERALS = ("clip", "accumulate", "autocast", "loss_scale")
@@ -23,6 +23,7 @@ class Part:
 
     Args:
         to: The activation that was swapped in, in torch's functional spelling; empty for other treatments.
+        output: The treatment, where it changes an activation on the output.
     """
 
     before: Task
@@ -30,6 +31,7 @@ class Part:
     fields: tuple[str, ...]
     code: str
     to: str = ""
+    output: RemoveOutputActivation | None = None
 
 
 def parts_of(task: Task, treatment: AbstractTreatment, treated: Treated[Task]) -> list[Part]:
@@ -47,7 +49,9 @@ def parts_of(task: Task, treatment: AbstractTreatment, treated: Treated[Task]) -
         if not changed or set(changed) - {"model", "optimizer", "after_step", "schedule", "loss", *LITERALS}:
             raise NoPatchError(f"{one.label} changes {', '.join(changed) or 'nothing'}, which a patch cannot write")
         to = one.to if isinstance(one, SwapActivation) else ""
-        parts.append(Part(before=before, after=done.subject, fields=changed, code=done.code, to=to))
+        chosen = getattr(done.subject.model, "treatment", None)
+        output = chosen if isinstance(chosen, RemoveOutputActivation) else None
+        parts.append(Part(before=before, after=done.subject, fields=changed, code=done.code, to=to, output=output))
         before = done.subject
     return parts
 

@@ -47,9 +47,14 @@ class Bench:
             names, node = self.names[draft.source.path], class_node(draft.source, kind)
             if node is None:
                 raise NoPatchError(f"the definition of {kind.__name__} cannot be found")
-            _want_harmless(kind, node)
-            _run(node, names)
-            new = names[kind.__name__]
+            try:
+                _want_harmless(kind, node)
+            except NoPatchError:
+                new = self._derived(draft, kind, node)
+            else:
+                _run(node, names)
+                new = names[kind.__name__]
+            names[kind.__name__] = new
             for space in self.names.values():
                 space.update({name: new for name, value in space.items() if value is kind})
 
@@ -102,6 +107,25 @@ class Bench:
 
     def _function(self, draft: Draft, node: Function, live: FunctionType) -> Callable[..., Any]:
         return _function(draft.source.code_of(node), self.names[draft.source.path], cells_of(live), live)
+
+    def _derived(self, draft: Draft, kind: type, node: ast.ClassDef) -> type:
+        """Derive from a class whose definition runs something, with the methods that are others now.
+
+        Raises:
+            NoPatchError: Something else of it is another now, or to derive from it runs something too.
+        """
+        old = class_node(draft.original, kind)
+        hooked = any("__init_subclass__" in vars(one) for one in kind.__mro__ if one is not object)
+        if old is None or hooked or type(kind) is not type:
+            raise NoPatchError(f"the definition of {kind.__name__} does more than to define")
+        was, now = ([one for one in each.body if isinstance(one, ast.FunctionDef)] for each in (old, node))
+        others = [[one for one in each.body if not isinstance(one, ast.FunctionDef)] for each in (old, node)]
+        same = [ast.dump(one) for one in others[0]] == [ast.dump(one) for one in others[1]]
+        if not same or [one.name for one in was] != [one.name for one in now]:
+            raise NoPatchError(f"the definition of {kind.__name__} does more than to define")
+        changed = [after.name for before, after in zip(was, now, strict=True) if ast.dump(before) != ast.dump(after)]
+        methods = {name: self.rebuilt(vars(kind)[name]) for name in changed}
+        return type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
 
     def _class(self, live: type) -> Any:
         for path, names in self.names.items():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 
+from evengrad.nouns import Trial
 from evengrad.treat import AbstractTreatment, ScaleLearningRate
 from evengrad.trial._candidates import parts_of
 from evengrad.trial._entrant import Entrant, metric_at
-from evengrad.trial._judge import EQUAL_FRAC
+from evengrad.trial._judge import EQUAL_FRAC, loss_at_end
+
+LATE_FRAC = 0.1  # of what a loss came down by
 
 
 def spared(order: Sequence[Entrant], steps: int, suffices: Callable[[Entrant], bool]) -> list[Entrant]:
@@ -32,12 +36,28 @@ def spared(order: Sequence[Entrant], steps: int, suffices: Callable[[Entrant], b
 
 
 def reaches(slow: Entrant, fast: Entrant, steps: int) -> bool:
-    """Tell whether a training comes as far by its end as the same one at a higher rate has come so far."""
+    """Tell whether a training comes as far by its end as the same one at a higher rate has come, on each seed."""
     factor = factor_between(slow.treatment, fast.treatment)
-    if factor <= 1.0 or fast.trial is None:
+    trials = fast.apart or ((fast.trial,) if fast.trial is not None else ())
+    return factor > 1.0 and bool(trials) and all(settled(trial, int(steps / factor)) for trial in trials)
+
+
+def settled(trial: Trial, step: int) -> bool:
+    """Tell whether a trial had gained all it has by a step: its metric, and nine tenths of what its loss came down.
+
+    A metric of few samples stands still while its loss comes down, and a loss comes down for ever where the metric is
+    at its best.
+    """
+    then, now = metric_at(trial, step), metric_at(trial, trial.steps)
+    if then is None or now is None or now - then > EQUAL_FRAC * abs(now):
         return False
-    then, now = metric_at(fast.trial, int(steps / factor)), metric_at(fast.trial, steps)
-    return then is not None and now is not None and now - then <= EQUAL_FRAC * abs(now)
+    start, before, end = (_mean_loss(trial, at) for at in (1, step, trial.steps))
+    return before - end <= LATE_FRAC * max(start - end, 0.0)
+
+
+def _mean_loss(trial: Trial, until: int) -> float:
+    losses = trial.losses[:until]
+    return loss_at_end(replace(trial, losses=losses))
 
 
 def factor_between(one: AbstractTreatment, other: AbstractTreatment) -> float:
