@@ -20,7 +20,7 @@ from evengrad.trial._patch_direct import Swaps, activation_swaps, optimizer_edit
 from evengrad.trial._patch_files import UserFiles
 from evengrad.trial._patch_functions import called_kinds, function_edits
 from evengrad.trial._patch_loss import loss_options
-from evengrad.trial._patch_output import applied_last, in_sequences, output_edits
+from evengrad.trial._patch_output import applied_last, in_sequences, nested_as_one, output_edits
 from evengrad.trial._patch_parts import Part, beneath, functions_of, innermost
 from evengrad.trial._patch_rebuilt import Bench, cells_of, class_node
 from evengrad.trial._patch_source import Draft, Edit, NoPatchError, Source
@@ -55,29 +55,32 @@ class Options:
 
     def _of_model(self, parts: Sequence[Part]) -> Iterator[Option]:
         yield from self._output_words(parts)
-        swaps, to, rest = _swaps_and_rest(parts)
-        if to:
-            for words, classes, uses in self._swapped(swaps, to):
-                if not rest:
-                    yield Option(words=words, make=self._made_of(words), classes=classes, uses=uses)
-                else:
-                    yield from self._general("model", _code(rest), words, (classes, uses))
-        yield from self._general("model", _code(parts), {}, ((), ()))
+        yield from self._with_swaps(parts, {}, ((), ()))
 
     def _output_words(self, parts: Sequence[Part]) -> Iterator[Option]:
         """Take the activation on the output away where the source applies it."""
         part = next((one for one in parts if one.output is not None), None)
         if part is None or part.output is None:
             return
-        code = _code([one for one in parts if one is not part])
+        others = [one for one in parts if one is not part]
         for words, classes in self._output_edits(part.output):
-            uses = tuple(
-                (path, edit.text.split(".")[0]) for path, found in words.items() for edit in found if _imports(edit)
-            )
-            if code:
-                yield from self._general("model", code, words, (classes, uses))
+            new = [(path, edit) for path, found in words.items() for edit in found if _imports(edit)]
+            more = (classes, tuple((path, edit.text.split(".")[0]) for path, edit in new))
+            yield from self._with_swaps(others, words, more)
+
+    def _with_swaps(self, parts: Sequence[Part], words: Files, more: tuple[Any, Any]) -> Iterator[Option]:
+        """Swap activations by words where that is wanted too, and write the rest as code."""
+        if not parts:
+            yield Option(words=words, make=self._made_of(words), classes=more[0], uses=more[1])
+            return
+        swaps, to, rest = _swaps_and_rest(parts)
+        for swapped, kinds, uses in self._swapped(swaps, to) if to else ():
+            both, known = _joined(words, swapped), (tuple(dict.fromkeys((*more[0], *kinds))), (*more[1], *uses))
+            if rest:
+                yield from self._general("model", _code(rest), both, known)
             else:
-                yield Option(words=words, make=self._made_of(words), classes=classes, uses=uses)
+                yield Option(words=both, make=self._made_of(both), classes=known[0], uses=known[1])
+        yield from self._general("model", _code(parts), words, more)
 
     def _output_edits(self, treatment: RemoveOutputActivation) -> Iterator[tuple[Files, tuple[type[nn.Module], ...]]]:
         """Give the edits of a forward, all places or one, and of what stands last in a sequence."""
@@ -87,16 +90,15 @@ class Options:
             source, names = self.files.sources[path], self.files.namespaces[path]
             instance = next(module for module in model.modules() if type(module) is kind)
             found = applied_last(definition, instance, names)[:MOST_PLACES]
-            edits = [output_edits(source, one, treatment) for one in found]
-            for some in ([*edits], *([one] for one in edits if len(edits) > 1)):
+            for some in (nested_as_one(found), *([one] for one in found if len(found) > 1)):
                 if some:
-                    yield {path: [edit for one in some for edit in one]}, (kind,)
+                    yield {path: [edit for one in some for edit in output_edits(source, one, treatment)]}, (kind,)
         if treatment.when == "training":
             return
-        node, source = self._found(beneath(self.task.model))
-        if node is not None and source is not None:
+        node, file = self._found(beneath(self.task.model))
+        if node is not None and file is not None:
             names = innermost(beneath(self.task.model)).__globals__
-            yield from (({source.path: one}, ()) for one in in_sequences(source, node, names, treatment.to))
+            yield from (({file.path: one}, ()) for one in in_sequences(file, node, names, treatment.to))
         for kind, path, definition in definitions:
             source, names = self.files.sources[path], self.files.namespaces[path]
             yield from (({path: one}, (kind,)) for one in in_sequences(source, definition, names, treatment.to))

@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, final
 
 from torch import nn
@@ -57,6 +57,9 @@ class Bench:
             names[kind.__name__] = new
             for space in self.names.values():
                 space.update({name: new for name, value in space.items() if value is kind})
+                space.update(
+                    {name: _with(value, kind, new) for name, value in space.items() if _has_class(value, kind)}
+                )
 
     def rebuilt(self, live: Any) -> Any:
         """Make a factory anew: a function, a method, a partial or a class, behind decorators that wrap it.
@@ -175,6 +178,20 @@ def _function(code: CodeType, names: dict[str, Any], cells: Mapping[str, CellTyp
     closure = tuple(cells[name] for name in code.co_freevars)
     made = FunctionType(code, names, code.co_name, getattr(like, "__defaults__", None), closure)
     made.__kwdefaults__ = getattr(like, "__kwdefaults__", None)
+    return made
+
+
+def _has_class(module: Any, kind: type) -> bool:
+    """Tell whether a thing is the module of a class, or of a package that hands it on."""
+    if type(module) is not ModuleType or kind.__module__.split(".")[0] != module.__name__.split(".")[0]:
+        return False
+    return any(value is kind for value in list(vars(module).values()))
+
+
+def _with(module: ModuleType, kind: type, new: type) -> ModuleType:
+    """Make a stand-in for a module, with another class in the place of one of its own."""
+    made = ModuleType(module.__name__)
+    vars(made).update({name: new if value is kind else value for name, value in vars(module).items()})
     return made
 
 
