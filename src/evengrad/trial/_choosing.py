@@ -36,6 +36,7 @@ class Choosing:
         untreated: The untreated training of that seed.
         floor: The metric of a fresh model; None if unknown.
         generous: Whether steps that trainings which failed early have not used may be used by others.
+        known: Labels of what has been tried to the end.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Choosing:
         untreated: Trial,
         floor: float | None,
         generous: bool = True,
+        known: frozenset[str] = frozenset(),
     ) -> None:
         self._task = task
         self._runs = runs
@@ -56,10 +58,10 @@ class Choosing:
         self._untreated = untreated
         self._floor = floor
         self._generous = generous
-        known = [metric for metric in (floor, untreated.metric) if metric is not None]
+        metrics = [metric for metric in (floor, untreated.metric) if metric is not None]
         loss = loss_at_end(untreated)
-        self._nothing = Floor(metric=max(known, default=None), loss=loss if isfinite(loss) else float("inf"))
-        self._known: set[str] = set()
+        self._nothing = Floor(metric=max(metrics, default=None), loss=loss if isfinite(loss) else float("inf"))
+        self._known = set(known)
         self._lost: list[Entrant] = []  # those that failed on the first rung: two of them may hold where neither does
         self._stopped = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -80,25 +81,49 @@ class Search:
         self._look()
         if self.scout is None:
             return
+        if not self._found() and self._sick_of_something_else():
+            self._found()
+
+    def _found(self) -> bool:
+        """Choose among treatments and confirm, until one holds."""
         treatments = self._treatments()
         if not treatments:
-            return
-        self.runs.total = self.task.steps * (1 + 2 * self.seeds) + self.rungs.most_steps
+            return False
+        earlier = len(self.confirmations)
+        self.runs.total = self.runs.done + self.task.steps * 2 * self.seeds + self.rungs.most_steps
         finalists = self._chosen(treatments)
-        while finalists and self._may_go_on():
+        while finalists and self._may_go_on(self.confirmations[earlier:]):
             if not self._affordable():
                 self.notes.append("The budget was used up before another candidate could be confirmed.")
-                return
+                return False
             finalist = finalists[0]
             self._confirm(finalist, first_seed=self.seed + 2 + len(self.confirmations) * self.seeds)
             if self.verdict().outcome in {"cured", "improved"}:
-                return
+                return True
             finalists = [one for one in finalists if not akin(one.treatment, finalist.treatment)]
+        return False
 
-    def _may_go_on(self) -> bool:
+    def _sick_of_something_else(self) -> bool:
+        """Tell whether a training that was to prove something has another disease untreated; it is the scout then."""
+        known = {one.code for one in self.findings}
+        trained = [one for confirmation in self.confirmations for one in confirmation.before]
+        other = next(
+            (one for one in trained if one.findings and not known & {each.code for each in one.findings}), None
+        )
+        if other is None or not self._affordable(extra=1):
+            return False
+        found = f"with seed {other.trial.seed} {', '.join(one.code for one in other.findings)}"
+        self.notes.append(
+            f"Untreated, {found} speaks, which did not with seed {self.seeds_to_choose[0]}: searched again."
+        )
+        self.scout, self.findings = other, other.findings
+        self.seeds_to_choose = (other.trial.seed, self.seeds_to_choose[0])
+        return True
+
+    def _may_go_on(self, confirmations: Sequence[Confirmation]) -> bool:
         """Tell whether another finalist gets seeds: the second always, a third where the others gave up early."""
-        full = sum(len(one.seeds) for one in self.confirmations)
-        return len(self.confirmations) < 2 or full + self.seeds <= MOST_FULL
+        full = sum(len(one.seeds) for one in confirmations)
+        return len(confirmations) < 2 or full + self.seeds <= MOST_FULL
 
     def _look(self) -> None:
         """Train untreated, measuring the metric on the way."""
@@ -183,6 +208,7 @@ class Search:
             untreated=self.scout.trial,
             floor=floor,
             generous=self.budget is None,
+            known=frozenset(one.candidate.label for one in self.confirmations),
         )
         finalists = choosing.run(treatments)
         if choosing.stopped:
