@@ -1,10 +1,14 @@
 """An activation on the output is taken away, in the patched file, where the source applies it."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from patched_sources import HEAD, call, check, loading
+from torch import nn
 
 from evengrad.treat import Combined, RemoveOutputActivation, ScaleLearningRate, SwapActivation
-from evengrad.trial._patch import patch_of
+from evengrad.trial._patch import in_words, patch_of
 
 load = pytest.fixture(loading)
 
@@ -106,3 +110,27 @@ def test_it_goes_together_with_other_changes(load):
     assert "+        return self.out(self.hidden(x))\n" in patch.text
     three = Combined((RemoveOutputActivation(), SwapActivation(to="relu")))
     assert "+        return self.out(self.hidden(x))\n" in check(load, module, three, modules=False).text
+
+
+class Chosen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(6, 8), nn.ModuleList([nn.Linear(8, 3)])
+
+    def forward(self, x):
+        return nn.functional.softmax(self.out[0](torch.tanh(self.first(x))), dim=-1)
+
+
+def test_without_a_source_it_is_said_in_words_what_to_write_and_nothing_of_a_traced_graph():
+    space = {"Chosen": Chosen}
+    exec(HEAD + call("Chosen").replace("mse_loss", "cross_entropy"), space)
+    task = replace(space["task"], model=Chosen)
+    for treatment, line in [
+        (
+            RemoveOutputActivation(),
+            "# in Chosen.forward: self.out[0](...) instead of softmax(self.out[0](...), dim=-1)",
+        ),
+        (SwapActivation(to="relu"), "# in Chosen.forward: nn.ReLU()(self.first(x)) instead of tanh(self.first(x))"),
+    ]:
+        treated = treatment.treat_task(task)
+        assert in_words(treated.code) == line

@@ -14,7 +14,7 @@ from torch.nn import functional
 from evengrad.nouns import TreatmentError, output_of
 from evengrad.treat._activations import is_custom_activation
 from evengrad.treat._random_state import random_state_kept
-from evengrad.treat._traced import REWRITTEN_CODE, has_own_forward, rewrite_, traced
+from evengrad.treat._traced import REWRITTEN_CODE, has_own_forward, in_words, rewrite_, traced
 
 
 @final
@@ -73,6 +73,8 @@ class Call:
         node: The name of the call in the traced graph.
         child: The name of the child.
         function: What is called: `tanh`.
+        text: The call as it may stand in the source: `tanh(self.first(x))`.
+        given: What it is given: `self.first(x)`.
     """
 
     owner: str
@@ -80,6 +82,8 @@ class Call:
     node: str
     child: str
     function: str
+    text: str = ""
+    given: str = ""
 
     @property
     def name(self) -> str:
@@ -140,9 +144,13 @@ def give_back_(model: nn.Module, calls: Iterable[Call]) -> None:
 def calls_code(calls: Iterable[Call], new: str) -> str:
     """Write the lines that put a new module, as `nn.Tanh()`, in the place of calls."""
     by_owner: dict[str, dict[str, str]] = {}
+    said: list[str] = []
     for call in calls:
         by_owner.setdefault(call.owner, {})[call.node] = call.child
+        instead = call.given if new == "nn.Identity()" else f"{new}({call.given})"
+        said.append(f"# in {call.kind}.forward: {instead} instead of {call.text}\n")
     return (
+        f"{''.join(dict.fromkeys(said))}"
         f"for name, calls in {list(by_owner.items())!r}:\n"
         "    block = model.get_submodule(name)\n"
         "    for child in calls.values():\n"
@@ -176,7 +184,15 @@ def _calls_of(name: str, module: nn.Module) -> tuple[Call, ...]:
     known = getattr(vars(module).get("forward"), "calls", {})
     nodes = {**graphs[1], **graphs[0]}
     return tuple(
-        Call(owner=name, kind=type(module).__name__, node=key, child=_free(module, key), function=_function(node) or "")
+        Call(
+            owner=name,
+            kind=type(module).__name__,
+            node=key,
+            child=_free(module, key),
+            function=_function(node) or "",
+            text=in_words(node, 2),
+            given=in_words(node.all_input_nodes[0], 1),
+        )
         for key, node in nodes.items()
         if key not in known and _function(node) not in unclear
     )

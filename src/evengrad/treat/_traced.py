@@ -1,6 +1,7 @@
 """A module's own forward traced by torch.fx, and child modules put where it calls functions."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -44,6 +45,7 @@ class Rewritten:  # a module's forward in which child modules stand where it cal
     def __getstate__(self):
         return {'module': self.module, 'calls': self.calls, 'made': {}}
 """
+SIGNS = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "matmul": "@", "iadd": "+", "imul": "*"}
 
 
 @final
@@ -159,6 +161,36 @@ def traced(module: nn.Module) -> fx.Graph:
         raise _untraced(kind, "it takes any number of arguments")
     defaults = {name: each.default for name, each in signature.parameters.items()}
     return trace(module, constants(defaults))
+
+
+def in_words(node: Any, depth: int) -> str:
+    """Write a node of a traced graph as it may stand in the source; what is deeper than some calls becomes dots.
+
+    Example:
+        >>> graph = fx.symbolic_trace(nn.Sequential(nn.Linear(1, 1), nn.ReLU())).graph
+        >>> [in_words(node, 1) for node in graph.nodes][:3]
+        ['input', 'self[0](input)', 'self[1](...)']
+    """
+    if not isinstance(node, fx.Node):
+        return repr(node) if isinstance(node, str | int | float | bool | None) else "..."
+    if node.op == "placeholder":
+        return node.name.removesuffix("_1")
+    held = re.sub(r"\.?\b(\d+)\b", r"[\1]", f"self.{node.target}")
+    if node.op == "get_attr" or depth == 0:
+        return held if node.op == "get_attr" else "..."
+    given = [in_words(one, depth - 1) for one in node.args]
+    given += [
+        f"{key}={in_words(one, depth - 1)}"
+        for key, one in node.kwargs.items()
+        if one is not None and one is not False and not key.startswith("_")
+    ]
+    sign = SIGNS.get(getattr(node.target, "__name__", ""))
+    if sign is not None and len(given) == 2:
+        return f"({given[0]} {sign} {given[1]})"
+    called = held if node.op == "call_module" else getattr(node.target, "__name__", "function")
+    if node.op == "call_method":
+        called, given = f"{given[0]}.{node.target}", given[1:]
+    return f"{called}({', '.join(given)})"
 
 
 def constants(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -64,10 +66,12 @@ def patch_of(task: Task, treatment: AbstractTreatment, treated: Treated[Task]) -
             raise NoPatchError("the edits change nothing")
         return Patch(text=text, kind="diff", files=tuple(draft.label for draft in drafts))
     except NoPatchError as err:
-        return Patch(text=treated.code, kind="snippet", why=str(err))
+        return Patch(text=in_words(treated.code), kind="snippet", why=str(err))
     except Exception as err:  # the code of a user in ways that nobody foresaw: a repair that was proved is not lost
         return Patch(
-            text=treated.code, kind="snippet", why=f"{type(err).__name__} while the source was read: {err}"[:300]
+            text=in_words(treated.code),
+            kind="snippet",
+            why=f"{type(err).__name__} while the source was read: {err}"[:300],
         )
 
 
@@ -98,6 +102,21 @@ def _first_that_works(
     if any("was changed on disk" in one for one in files.refused) or not files.sources:
         reasons = [*files.refused, *reasons]
     raise NoPatchError("; ".join(dict.fromkeys(reasons)) or f"there is no place for the change of {field}")
+
+
+def in_words(code: str) -> str:
+    """Leave the rewriting of traced forwards out of a snippet: beside it stands in words what to write into them."""
+    if "class Rewritten" not in code:
+        return code
+    lines: list[str | None] = [*code.split("\n")]
+    for node in ast.parse(code).body:
+        import_ = isinstance(node, ast.Import) and node.names[0].name in {"inspect", "torch.fx"}
+        class_ = isinstance(node, ast.ClassDef) and node.name in {"OwnForward", "Rewritten"}
+        loop = isinstance(node, ast.For) and "Rewritten(" in ast.unparse(node)
+        if import_ or class_ or loop:
+            lines[node.lineno - 1 : node.end_lineno] = [None] * ((node.end_lineno or 0) - node.lineno + 1)
+    text = "\n".join(line for line in lines if line is not None)
+    return re.sub(r"\n{4,}", "\n\n\n", text).strip("\n")
 
 
 def _call(task: Task, files: UserFiles) -> tuple[TaskCall | None, str]:
