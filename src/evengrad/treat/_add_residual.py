@@ -50,7 +50,7 @@ class AddResidual(AbstractTreatment):
             widens, which keeps the scale. Not the first layer.
 
     Measured by `python benchmarks/treatments.py`: accuracy of 20 dense relu layers of 64 units, with the weights that
-    torch draws, on scikit-learn's digits after 200 steps of 32 samples with Adam (lr 1e-3) and SGD (0.05, momentum 0.9):
+    torch draws, on scikit-learn's digits after 200 steps of 32 samples with Adam (lr 1e-3) and SGD (0.05, momentum .9):
 
     ==============  =====  =====
     blocks          Adam   SGD
