@@ -33,10 +33,10 @@ def interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3 (percentile interval).
     """
     if len(values) <= MOST_LISTED:
-        means = sorted(mean(resample) for resample in product(values, repeat=len(values)))
+        resamples = sorted(product(values, repeat=len(values)), key=sum)
     else:
         draw = random.Random(0)
-        means = sorted(mean(draw.choices(values, k=len(values))) for _ in range(DRAWN))
+        resamples = sorted((draw.choices(values, k=len(values)) for _ in range(DRAWN)), key=sum)
     tail = (1 - COVERAGE) / 2
-    first = min(len(means) - 1, int(tail * len(means)))
-    return means[first], means[len(means) - 1 - first]
+    first = min(len(resamples) - 1, int(tail * len(resamples)))
+    return mean(resamples[first]), mean(resamples[len(resamples) - 1 - first])
