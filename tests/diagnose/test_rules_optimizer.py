@@ -1,5 +1,6 @@
 """Rules of optimizer and loop, on readings made by hand: where they speak, where not, and on the edge between."""
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -70,6 +71,15 @@ def test_a_way_is_measured_against_the_weights_at_its_start():
     assert way.length == pytest.approx((0.5 + 0.5) / 2 + (0.5 + 0.5) / 2 + (0.5 + 0.0) / 2)  # the trapezoid rule
     assert way.distance == pytest.approx(0.5)
     assert way_of(readings[:2]) is None
+
+
+@pytest.mark.parametrize(("shrink", "wanted"), [(1.0, 400.0), (0.9, 19.0), (0.5, 3.0)])
+def test_steps_that_shrink_are_as_few_as_noise_of_their_sizes_tells(shrink, wanted):
+    """The sum of a geometric series, squared, over the sum of its squares: (1 + shrink) / (1 - shrink)."""
+    readings = [
+        Reading(step=at, weights=(weight(update_ratio=0.01 * shrink**at, moved_ratio=0.01),)) for at in range(401)
+    ]
+    assert way_of(readings).full_steps == pytest.approx(wanted, rel=0.1)
 
 
 def test_the_way_between_samples_is_filled_in():
@@ -262,6 +272,26 @@ def test_weights_that_only_decay_go_straight_and_are_not_told():
     record = {"setup": Setup(optimizer="SGD", weight_decay=0.1)}
     assert judge("EG602", 100, falling(100, 0.01), decays, record=record).speaks is False
     assert judge("EG602", 100, falling(100, 0.01), decays).speaks is True
+
+
+@pytest.mark.parametrize(("memory", "speaks"), [(1e9, True), (8.0, False)])
+def test_large_steps_that_end_with_the_gradient_go_straight_and_are_not_too_small(memory, speaks):
+    """A network that its first steps have broken has no gradient any more; what comes after is no part of the way."""
+    way = list(itertools.accumulate((0.03 * math.exp(-step / memory) for step in range(300)), initial=0.0))
+    broken = lambda step: weight(update_ratio=0.03 * math.exp(-step / memory), moved_ratio=way[step])  # noqa: E731
+    sign = judge("EG602", 300, noisy(math.log(2)), broken, reading={"ends": CONSTANT}, record={"setup": ADAM})
+    assert sign.speaks is speaks
+
+
+@pytest.mark.parametrize(("first", "speaks"), [(1e-6, True), (0.05, False)])
+def test_steps_below_float32_after_large_ones_are_those_of_a_lost_gradient(first, speaks):
+    def broken(step):
+        size = first if step < 5 else 0.0
+        return weight(update_ratio=size, moved_ratio=first * min(step, 5), grad_rms=size + 1e-9)
+
+    known = {"ends": CONSTANT, "lrs": (0.5,)}
+    sign = judge("EG602", 300, noisy(math.log(2), 1e-3), broken, reading=known)
+    assert bool(sign and "float32" in sign.message) is speaks
 
 
 def rounded(step):

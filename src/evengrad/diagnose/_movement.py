@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, sqrt
 from statistics import median
+from typing import NamedTuple
 
 from evengrad.nouns import ParameterReading, Reading, Record, Setup
 
@@ -78,6 +79,9 @@ class Way:
         distance: Distance between its ends.
         straightness: Distance over length.
         halfway: The same of the first half of the length.
+        full_steps: How many steps of one size go as straight as these if their directions are noise: the square of the
+            sum of the lengths over the sum of the squares, since noise goes the root of that sum. As many as there are
+            where all are equal, one where a single one is all of the way.
     """
 
     steps: int
@@ -85,6 +89,7 @@ class Way:
     distance: float
     straightness: float
     halfway: float
+    full_steps: float
 
 
 def way_of(readings: Sequence[Reading]) -> Way | None:
@@ -96,15 +101,25 @@ def way_of(readings: Sequence[Reading]) -> Way | None:
         return None
     return Way(
         steps=readings[-1].step - readings[0].step,
-        length=median(length for length, _, _ in courses),
-        distance=median(distance for _, distance, _ in courses),
-        straightness=median(distance / length for length, distance, _ in courses),
-        halfway=median(half for _, _, half in courses),
+        length=median(one.length for one in courses),
+        distance=median(one.distance for one in courses),
+        straightness=median(one.distance / one.length for one in courses),
+        halfway=median(one.halfway for one in courses),
+        full_steps=median(one.full_steps for one in courses),
     )
 
 
-def _courses(readings: Sequence[Reading]) -> list[tuple[float, float, float] | None]:
-    """Length, distance and straightness halfway of each matrix; None of one that did not move or was not seen."""
+class _Course(NamedTuple):
+    """The way of one matrix, as `Way` has it of all."""
+
+    length: float
+    distance: float
+    halfway: float
+    full_steps: float
+
+
+def _courses(readings: Sequence[Reading]) -> list[_Course | None]:
+    """Follow each matrix; None of one that did not move or was not seen."""
     first = {one.name: one.weight_rms for one in readings[0].weights if one.fan_in > 0 and one.weight_rms > 0.0}
     series: dict[str, list[tuple[int, float, float]]] = {name: [] for name in first}
     for reading in readings:
@@ -115,15 +130,16 @@ def _courses(readings: Sequence[Reading]) -> list[tuple[float, float, float] | N
     return [_course(points) for points in series.values()]
 
 
-def _course(points: Sequence[tuple[int, float, float]]) -> tuple[float, float, float] | None:
-    lengths = [0.0]
+def _course(points: Sequence[tuple[int, float, float]]) -> _Course | None:
+    lengths, squares = [0.0], 0.0
     for (step, size, _), (later, next_size, _) in pairwise(points):
         lengths.append(lengths[-1] + (later - step) * (size + next_size) / 2)
+        squares += (later - step) * (size * size + size * next_size + next_size * next_size) / 3
     length = lengths[-1]
-    if len(points) < 3 or not 0.0 < length < float("inf"):
+    if len(points) < 3 or not 0.0 < length < float("inf") or not 0.0 < squares < float("inf"):
         return None
     half = next(place for place, so_far in enumerate(lengths) if so_far >= length / 2)
-    return length, points[-1][2], points[half][2] / lengths[half]
+    return _Course(length, points[-1][2], points[half][2] / lengths[half], length * length / squares)
 
 
 def is_of_adams_kind(optimizer: str) -> bool:

@@ -86,7 +86,9 @@ class LearningRateTooLow(AbstractRunRule):
         changes along it. A good fit that is tuned in tiny steps may go straight as well; it is not told, since its loss
         does not come down steadily or is below half of that of a constant prediction. Tuning of trained weights in tiny
         steps, from a loss that has nothing to gain, is not told where that is not known. While a run goes on, a warm-up
-        that is still rising, short runs and weights that only decay are not told. Where it is not known what a constant
+        that is still rising, short runs and weights that only decay are not told. Neither are runs whose first steps
+        were most of the way, because a network that they have broken has no gradient any more: as many steps are asked
+        for as noise of the same sizes would need. Where it is not known what a constant
         would lose, the loss must have come down by no more than a fiftieth.
 
     Source:
@@ -103,19 +105,22 @@ class LearningRateTooLow(AbstractRunRule):
     def judge(self, record: Record) -> Sign | None:
         """Look whether steps are rounded away, then how straight the way was and how far the loss came."""
         readings = sampled(record)
-        fewest = _fewest_steps(record)
+        memories = _memories(record)
+        fewest = max(FEWEST_STEPS, memories)
         if len(readings) < 3 or record.readings[-1].step - readings[0].step < fewest - 1:
             return None
         trend = trend_of(record)
         wasted = None if trend is None else _wasted(trend, record, readings)
         if trend is not None and (trend.warming_up or trend.full_steps < fewest or not trend.last_finite):
             return wasted or Sign(decades=0.0)
-        if is_lost_in_rounding(record, readings) and _counts(trend, record):
-            return _rounded(readings)
         way = way_of(readings)
+        stood = way is None or way.length <= NOWHERE  # else the steps became small when the gradient was lost
+        if stood and is_lost_in_rounding(record, readings) and _counts(trend, record):
+            return _rounded(readings)
         if wasted is not None or way is None or trend is None:
             return wasted
-        straight = _is_straight(way, readings) and not _decays(readings, record)
+        enough = round(way.full_steps) >= memories - 1  # a few large steps are straight, whatever comes after them
+        straight = enough and _is_straight(way, readings) and not _decays(readings, record)
         known = has_ended(trend, record) and trend.level is not None
         if not straight or not _hardly_moves(trend, MOST_FALLEN if known else MOST_FALLEN_SO_FAR):
             return Sign(decades=0.0)
@@ -172,10 +177,11 @@ def _is_straight(way: Way, readings: Sequence[Reading]) -> bool:
     return min(way.straightness, way.halfway) >= STRAIGHT and way.straightness <= INCONSISTENT and largest <= FELT
 
 
-def _fewest_steps(record: Record) -> int:
+def _memories(record: Record) -> int:
+    """Count the steps that it takes to see that a direction is not the momentum's own."""
     known = record.setup is not None and 0.0 <= record.setup.momentum <= MOST_MOMENTUM
     momentum = record.setup.momentum if record.setup is not None and known else USUAL_MOMENTUM
-    return max(FEWEST_STEPS, round(FEWEST_MEMORIES / (1.0 - momentum)))
+    return round(FEWEST_MEMORIES / (1.0 - momentum))
 
 
 def _decays(readings: Sequence[Reading], record: Record) -> bool:
