@@ -94,9 +94,9 @@ class Choosing:
             entrants += others
             field = self._raced(others, first, "halving 1")
         if not field or not self._suffices(field[0]):
-            more = self._combinations([*field, *self._lost], treatments, places[0] - len(entrants))
+            more = self._combinations([*self._mixed(field), *self._lost], treatments, places[0] - len(entrants))
             field = self._ordered([*field, *self._raced(more, first, "halving 1")])
-        field = self._raced_on(self._cut(field, places[1]))
+        field = self._raced_on(self._cut(self._mixed(field), places[1]))
         settled = self._settled(field, first, later)
         if not settled:
             field = self._refined(field, treatments)
@@ -198,14 +198,21 @@ class Choosing:
         _, later, _ = self._rungs.lengths
         return self._raced(self._raced(entrants, min(self._tenth, later), "halving 2"), later, "halving 2")
 
-    def _ordered(self, entrants: Sequence[Entrant]) -> list[Entrant]:
+    def _mixed(self, field: list[Entrant]) -> list[Entrant]:
+        """Where nobody has shown anything yet, rank in turn by what speaks for a change and by how large it is."""
+        if not field or self._shows(field[0]):
+            return field
+        in_turn = (one for turn in zip(field, self._ordered(field, bold=True), strict=True) for one in turn)
+        return list(dict.fromkeys(in_turn))
+
+    def _ordered(self, entrants: Sequence[Entrant], *, bold: bool = False) -> list[Entrant]:
         alive = sorted((one for one in entrants if one.alive), key=lambda one: one.place)
         standings = [
             Standing(trial=one.trial, effort=one.treatment.effort, same_loss=one.same_loss, learns=one.learns)
             for one in alive
             if one.trial is not None
         ]
-        bold = any(standing.trial.steps > self._rungs.lengths[0] for standing in standings)
+        bold = bold or any(standing.trial.steps > self._rungs.lengths[0] for standing in standings)
         return [alive[place] for place in ranked(standings, self._nothing, bold=bold)]
 
     def _cut(self, field: list[Entrant], count: int) -> list[Entrant]:

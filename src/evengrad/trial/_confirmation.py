@@ -74,7 +74,9 @@ class Confirmation:
         return hopeless(before, _trials(self.after), self.floors)
 
     def doubtful(self) -> bool:
-        """Tell whether the gains are so small that a control has to be trained."""
+        """Tell whether a control has to be trained: the gains are small, or a loss is that of a constant in the end."""
+        if any(is_flat(one.record) for one in self.after if isinstance(one, Course)):
+            return True
         after = _trials(self.after)
         gains = [gain for gain in gains_of(_trials(self.before), after, self.floors) if gain is not None]
         return is_doubtful(gains, after)

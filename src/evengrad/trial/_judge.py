@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log2
 from statistics import mean, median, stdev
 
 from evengrad.nouns import Finding, Outcome, Trial, Verdict
@@ -15,6 +15,7 @@ from evengrad.trial._control import DOUBT_FRAC
 EQUAL_FRAC = 0.02
 # A gain below this share of the metric itself is none, however steady: no metric is known that finely.
 LEAST_GAIN_FRAC = 0.01
+NOT_LEARNING = "EG804"
 MANY_SEEDS = 5  # from here on the mean and its interval decide, and not the worst of all seeds
 RANGE_OF_THREE = 1.69  # of three draws from a normal distribution, in standard deviations
 TAIL_FRAC = 0.1  # of the losses, over which their noise is averaged
@@ -55,9 +56,9 @@ def ranked(standings: Sequence[Standing], floor: Floor | None = None, *, bold: b
 
     What counts as equal is measured by the spread between the best and the median, not by the worst: a single candidate
     that is far off would make all others equal. Metrics and losses that are no better than the floor are equal too, and
-    so are the metrics of all whose loss is that of a constant: who has only learnt the mean faster has shown nothing.
-    Among equals that have shown something the smaller change wins; among those that have not, the place in the list, or
-    the larger change where it is time to be bold.
+    so are the metrics of all whose loss is that of a constant, and of these losses only a double one is larger: who has
+    only learnt the mean faster has shown nothing. Among equals that have shown something the smaller change wins; among
+    those that have not, the place in the list, or the larger change where it is time to be bold.
 
     Args:
         standings: In the order in which they were proposed.
@@ -74,16 +75,19 @@ def ranked(standings: Sequence[Standing], floor: Floor | None = None, *, bold: b
     best, step = max(metrics, default=0.0), _step(metrics, max)
     least, loss_step = min(losses, default=0.0), _step(losses, min)
 
-    def key(index: int) -> tuple[bool, float, int, float, int, int]:
-        trial, effort = standings[index].trial, standings[index].effort
+    def key(index: int) -> tuple[bool, float, int, bool, float, int, int]:
+        standing = standings[index]
+        trial, effort = standing.trial, standing.effort
         if trial.metric is None:
-            return (True, 0.0, len(trial.findings), 0.0, effort, index)
-        behind = round((best - _known(standings[index], flat, floor.metric)) / step)
-        loss = min(loss_at_end(trial), floor.loss) if standings[index].same_loss else least
-        loss_behind = round((loss - least) / loss_step) if isfinite(loss) else 0
-        shown = standings[index].learns and (floor.metric is None or trial.metric > floor.metric + step)
+            return (True, 0.0, len(trial.findings), False, 0.0, effort, index)
+        behind = round((best - _known(standing, flat, floor.metric)) / step)
+        loss = min(loss_at_end(trial), floor.loss) if standing.same_loss else least
+        loss_behind = 0 if not isfinite(loss) else round((loss - least) / loss_step)
+        if not standing.learns:
+            loss_behind = _doublings(loss, least)
+        shown = standing.learns and (floor.metric is None or trial.metric > floor.metric + step)
         change = effort if shown else -effort if bold else 0
-        return (False, behind, len(trial.findings), loss_behind, change, index)
+        return (False, behind, _ailing(standing), not standing.learns, loss_behind, change, index)
 
     return sorted(range(len(standings)), key=key)
 
@@ -92,6 +96,16 @@ def _known(standing: Standing, flat: float, floor: float | None) -> float:
     """Take the metric for what it shows: that of all who learn nothing is the same, and nothing is below the floor."""
     metric = flat if not standing.learns or standing.trial.metric is None else standing.trial.metric
     return metric if floor is None else max(metric, floor)
+
+
+def _ailing(standing: Standing) -> int:
+    """Count findings; of one that learns nothing it is known already that it does not."""
+    return sum(code != NOT_LEARNING or standing.learns for code in standing.trial.findings)
+
+
+def _doublings(loss: float, least: float) -> int:
+    """Say how many times the least loss has to double: who has learnt no more than a constant is nearer or further."""
+    return max(0, round(log2(loss / least))) if isfinite(loss) and 0.0 < least < loss else 0
 
 
 def _step(values: Sequence[float], best_of: Callable[[Sequence[float]], float]) -> float:

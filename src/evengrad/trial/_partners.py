@@ -7,13 +7,13 @@ from itertools import zip_longest
 
 from evengrad.diagnose import rules
 from evengrad.treat import AbstractTreatment, ScaleLearningRate, make
-from evengrad.trial._candidates import combined, likeness, parts_of, proposed
+from evengrad.trial._candidates import KINDS, combined, likeness, parts_of, proposed
 from evengrad.trial._entrant import Entrant
+from evengrad.trial._judge import NOT_LEARNING
 from evengrad.trial._tailored import tailored
 
 MOST_OWN = 3  # that the diagnosis of its trial proposes
 MOST_PARTNERS = 6
-NOT_LEARNING = "EG804"
 # What a training lacks that is fine and slow.
 FASTER = ScaleLearningRate(factor=10.0)
 
@@ -49,9 +49,14 @@ def diagnosed(entrant: Entrant) -> list[AbstractTreatment]:
 
 
 def hopes_for(base: AbstractTreatment) -> list[AbstractTreatment]:
-    """List the cures of a training that learns nothing: in turn what the base leaves as it is, and what it changes."""
+    """List the cures of a training that learns nothing: in turn what the base leaves as it is, and what it changes.
+
+    What acts on the same as the base, as another factor of a rate that has been scaled, goes last: it has not helped.
+    """
     rule = next(one for one in rules.ALL if one.code == NOT_LEARNING)
     hopes = [make(cure.treatment, cure.settings) for cure in rule.cures()]
     sides = {part.changes_model for part in parts_of(base)}
+    kinds = {KINDS.get(part.name) for part in parts_of(base)}
     other, same = ([one for one in hopes if (one.changes_model in sides) is is_same] for is_same in (False, True))
-    return [one for turn in zip_longest(other, same) for one in turn if one is not None]
+    in_turn = [one for turn in zip_longest(other, same) for one in turn if one is not None]
+    return sorted(in_turn, key=lambda one: KINDS.get(one.name) in kinds)
