@@ -150,6 +150,16 @@ def test_metrics_of_those_whose_loss_is_a_constants_are_all_the_same():
     assert ranked([flat, other, standing(0.2)])[0] == 2
 
 
+def test_of_those_that_learn_nothing_only_a_double_loss_is_behind_and_that_they_learn_nothing_is_no_finding():
+    near = replace(standing(0.1, losses=(1.0,) * 20), learns=False)
+    far = replace(standing(0.1, losses=(1.3,) * 20, findings=("EG804",)), learns=False)
+    furthest = replace(standing(0.1, losses=(3.0,) * 20), learns=False)
+    assert ranked([far, near, furthest]) == [0, 1, 2]
+    assert ranked([furthest, near])[0] == 1
+    learner = standing(0.1, losses=(0.9,) * 20)
+    assert ranked([far, near, learner])[0] == 2
+
+
 def test_among_those_that_have_shown_nothing_the_larger_change_has_more_hope_when_it_is_time():
     small, large = standing(0.1, 1), standing(0.1, 5)
     assert ranked([small, large], Floor(metric=0.2)) == [0, 1]

@@ -389,3 +389,26 @@ def test_a_disease_that_only_confirming_seeds_have_is_searched_for_a_cure_too():
     assert any(trial.seed == 2 and trial.stage.startswith("halving") for trial in result.trials)
     assert result.verdict.outcome == "cured"
     assert "Reinitialize" in result.verdict.label
+
+
+def test_a_training_that_no_longer_diverges_and_learns_no_more_than_the_mean_is_not_cured():
+    """Noise has nothing but its mean to be learnt; after steps that explode, that alone looks like a gain."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, held = torch.randn(512, 4, generator=generator), torch.randn(256, 4, generator=generator)
+    targets, others = torch.randn(512, 1, generator=generator), torch.randn(256, 1, generator=generator)
+
+    def r2(model):
+        return 1.0 - functional.mse_loss(model(held), others).item() / others.var().item()
+
+    sick = evengrad.Task(
+        model=lambda: nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 1)),
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=10.0),
+        loss=functional.mse_loss,
+        train=lambda: zip(inputs.split(64), targets.split(64), strict=True),
+        validate=r2,
+        steps=120,
+    )
+    result = evengrad.repair(sick, engine="here")
+    assert result.findings
+    assert any(trial.stage == "control" for trial in result.trials)
+    assert result.verdict.outcome == "not cured"
