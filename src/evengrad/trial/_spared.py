@@ -10,7 +10,7 @@ from evengrad.nouns import Trial
 from evengrad.treat import AbstractTreatment, ScaleLearningRate
 from evengrad.trial._candidates import parts_of
 from evengrad.trial._entrant import Entrant, metric_at
-from evengrad.trial._judge import EQUAL_FRAC, loss_at_end
+from evengrad.trial._judge import LEAST_GAIN_FRAC, loss_at_end
 
 LATE_FRAC = 0.1  # of what a loss came down by
 
@@ -49,7 +49,7 @@ def settled(trial: Trial, step: int) -> bool:
     at its best.
     """
     then, now = metric_at(trial, step), metric_at(trial, trial.steps)
-    if then is None or now is None or now - then > EQUAL_FRAC * abs(now):
+    if then is None or now is None or now - then > LEAST_GAIN_FRAC * abs(now):
         return False
     start, before, end = (_mean_loss(trial, at) for at in (1, step, trial.steps))
     return before - end <= LATE_FRAC * max(start - end, 0.0)
