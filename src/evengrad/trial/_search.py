@@ -119,7 +119,9 @@ class Search:
             f"Untreated, {found} speaks, which did not with seed {self.seeds_to_choose[0]}: searched again."
         )
         self.scout, self.findings = other, other.findings
-        self.seeds_to_choose = (other.trial.seed, self.seeds_to_choose[0])
+        # On seeds of the proof nothing has been trained but what failed there, which is not tried again.
+        seeds = [one.trial.seed for one in trained if one is not other]
+        self.seeds_to_choose = (other.trial.seed, next(iter(seeds), self.seeds_to_choose[0]))
         return True
 
     def _may_go_on(self, confirmations: Sequence[Confirmation]) -> bool:
