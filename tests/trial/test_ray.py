@@ -132,7 +132,8 @@ def test_what_the_task_raises_comes_back_as_the_error_that_it_is(engine):
 
     bad, good = outcomes(engine, [plan(task(model=broken), "bad"), plan(task())])
     assert isinstance(bad.error, TaskError)
-    assert bad.error.came == "RuntimeError: no such layer"
+    assert bad.error.came.startswith("RuntimeError: no such layer (")
+    assert bad.error.came.endswith(f"test_ray.py, line {broken.__code__.co_firstlineno + 1}, in broken)")
     assert good.trial.error == ""
 
 

@@ -1,6 +1,7 @@
 """Repair: paired trials, honest verdicts, and nothing lost when it is interrupted."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -159,22 +160,23 @@ def test_treated_and_untreated_trials_start_from_the_same_weights():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
-def test_an_exploding_task_is_cured_although_its_untreated_training_failed():
+@pytest.fixture(scope="module")
+def exploded():
     sick = task(deep(nn.ReLU, 12, std=1.5), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1), steps=200)
-    result = evengrad.repair(sick, seeds=2, engine="here")
-    assert result.trials[0].metric is None
-    assert "the loss is" in result.trials[0].error
-    assert {"EG102", "EG201"} & {finding.code for finding in result.findings}
-    assert result.verdict.outcome == "cured"
-    assert result.verdict.metric_before == (None, None)
+    return evengrad.repair(sick, seeds=2, engine="here")
 
 
-def test_a_gradient_that_is_not_finite_is_not_drawn_as_zero():
-    from math import isnan
+def test_an_exploding_task_is_cured_although_its_untreated_training_failed(exploded):
+    assert exploded.trials[0].metric is None
+    assert "the loss is" in exploded.trials[0].error
+    assert {"EG102", "EG201"} & {finding.code for finding in exploded.findings}
+    assert exploded.verdict.outcome == "cured"
+    assert exploded.verdict.metric_before == (None, None)
 
-    sick = task(deep(nn.ReLU, 12, std=1.5), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
-    before = evengrad.repair(sick, seeds=1).story.heat_maps[0]
-    assert isnan(before.values[0][-1])
+
+def test_a_gradient_that_is_not_finite_is_not_drawn_as_zero(exploded):
+    before = exploded.story.heat_maps[0]
+    assert math.isnan(before.values[0][-1])
     assert before.values[0][0] > 0
 
 
