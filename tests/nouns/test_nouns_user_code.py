@@ -108,3 +108,13 @@ def test_without_a_working_directory_a_file_has_a_name(tmp_path, monkeypatch):
 
 def test_what_was_being_done_stands_behind_the_kind():
     assert in_words(ZeroDivisionError("no"), when="while it was copied") == "ZeroDivisionError while it was copied: no"
+
+
+def test_what_a_factory_made_instead_is_named_and_told_from_what_was_wanted():
+    with pytest.raises(TaskError, match=r"it: got Linear, want a function that makes an Optimizer$"):
+        made(lambda: nn.Linear(1, 1), "it", torch.optim.Optimizer)
+    own = type("Optimizer", (), {"__module__": "own"})
+    with pytest.raises(TaskError, match=r"it: got own\.Optimizer, want a function that makes an Optimizer$"):
+        made(own, "it", torch.optim.Optimizer)
+    with pytest.raises(TaskError, match="it: got NoneType, want a function that makes a Module$"):
+        made(lambda: None, "it", nn.Module)

@@ -143,3 +143,16 @@ def test_the_function_that_cannot_be_shipped_is_named():
     assert can_be_shipped(task(validate=lambda model: lock.locked())).startswith("Task.validate: ")
     assert "lock" in can_be_shipped(task(validate=lambda model: lock.locked()))
     assert can_be_shipped(task(train=lambda: generator)).startswith("Task.train: ")
+
+
+class Unpackable:
+    def __reduce__(self):
+        raise KeyError("no way to pack this")
+
+
+def test_where_the_users_code_fails_to_be_packed_is_said():
+    held = Unpackable()
+    words = can_be_shipped(task(validate=lambda model: held))
+    line = Unpackable.__reduce__.__code__.co_firstlineno + 1
+    assert words.startswith("Task.validate: KeyError: 'no way to pack this' (")
+    assert words.endswith(f"test_shipped.py, line {line}, in __reduce__)")

@@ -48,10 +48,11 @@ def made(factory: Callable[[], Any], what: str, kind: type) -> Any:
     Raises:
         TaskError: It raised, or made something else.
     """
-    wanted = f"a function that makes a {kind.__name__}"
+    article = "an" if kind.__name__[:1] in "AEIOU" else "a"
+    wanted = f"a function that makes {article} {kind.__name__}"
     thing = called(what, factory, wanted=wanted)
     if not isinstance(thing, kind):
-        raise TaskError(what, came=type(thing).__name__, wanted=wanted)
+        raise TaskError(what, came=_type_name(type(thing), kind), wanted=wanted)
     return thing
 
 
@@ -83,6 +84,12 @@ def installed_folders() -> tuple[str, ...]:
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     paths += [*site.getsitepackages(), site.getusersitepackages()]
     return tuple({f"{path}/" for path in paths} | {f"{Path(path).resolve()}/" for path in paths})
+
+
+def _type_name(came: type, wanted: type) -> str:
+    """Name a type; with its module where the name alone would be that of the wanted one."""
+    same = came.__name__ == wanted.__name__
+    return printable(f"{came.__module__}.{came.__qualname__}" if same else came.__name__)
 
 
 def _frames(err: BaseException) -> list[Frame]:

@@ -121,11 +121,11 @@ class OnRay(AbstractEngine):
             result: Course | Failure = unpacked(self._ray.get(reference))
         except errors.RayTaskError as err:
             _want_evengrad(err)
-            return failure(plan, _in_words(err.cause or err))
+            return failure(plan, _raised_there(err))
         except (errors.RuntimeEnvSetupError, errors.TaskUnschedulableError, errors.TaskCancelledError) as err:
-            return failure(plan, _in_words(err))
+            return failure(plan, in_words(err))
         except errors.RayError as err:  # the rest is about processes, machines and what was stored on them
-            return _Lost(words=_in_words(err))
+            return _Lost(words=in_words(err))
         return result
 
     def _want(self, resources: tuple[tuple[str, float], ...]) -> None:
@@ -185,14 +185,14 @@ def _connect(ray: Any, address: str | None) -> tuple[bool, bool]:
             ray.init(address=address or "auto", **quiet)
         except (ConnectionError, RuntimeError, ValueError) as err:
             if address is not None:
-                raise SettingError("address", came=f"{address!r} ({_in_words(err)})", wanted="a Ray cluster") from err
+                raise SettingError("address", came=f"{address!r} ({in_words(err)})", wanted="a Ray cluster") from err
         else:
             return True, False
     try:
         # Ray reports nothing home from a Ray that is started so: its `init` turns usage statistics off.
         ray.init(address="local", num_cpus=cores(), include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as err:
-        raise SettingError("engine 'ray'", came=_in_words(err), wanted="to start a Ray on this machine") from err
+        raise SettingError("engine 'ray'", came=in_words(err), wanted="to start a Ray on this machine") from err
     return True, True
 
 
@@ -231,8 +231,9 @@ def _want_evengrad(err: Any) -> None:
         ) from err
 
 
-def _in_words(err: BaseException) -> str:
-    return " ".join(f"{type(err).__name__}: {err}".split())[:300]
+def _raised_there(err: Exception) -> str:
+    """Say what a worker raised: Ray's error says it as text, with the frames, behind a kind of its own."""
+    return in_words(err).removeprefix(f"{type(err).__name__}: ")
 
 
 def _log(plan: Plan, course: Course) -> None:

@@ -19,9 +19,7 @@ from typing import Any
 import cloudpickle
 import torch
 
-from evengrad.nouns import Task, installed_folders
-
-LONGEST_REASON = 300
+from evengrad.nouns import Task, in_words, installed_folders
 
 
 def packed(value: Any, *, everything: bool = False) -> bytes:
@@ -58,7 +56,7 @@ def can_be_shipped(task: Task) -> str:
     try:
         packed(task)
     except Exception as err:  # a pickle raises whatever the thing inside raises
-        return _the_one_that_cannot(task) or _in_words(err)
+        return _the_one_that_cannot(task) or in_words(err)
     return ""
 
 
@@ -67,12 +65,8 @@ def _the_one_that_cannot(task: Task) -> str:
         try:
             packed(getattr(task, field.name))
         except Exception as err:
-            return f"Task.{field.name}: {_in_words(err)}"
+            return f"Task.{field.name}: {in_words(err)}"
     return ""
-
-
-def _in_words(err: Exception) -> str:
-    return " ".join(f"{type(err).__name__}: {err}".split())[:LONGEST_REASON]
 
 
 @contextlib.contextmanager
