@@ -116,5 +116,5 @@ def test_what_a_factory_made_instead_is_named_and_told_from_what_was_wanted():
     own = type("Optimizer", (), {"__module__": "own"})
     with pytest.raises(TaskError, match=r"it: got own\.Optimizer, want a function that makes an Optimizer$"):
         made(own, "it", torch.optim.Optimizer)
-    with pytest.raises(TaskError, match="it: got NoneType, want a function that makes a Module$"):
+    with pytest.raises(TaskError, match=r"it: got NoneType, want a function that makes a Module$"):
         made(lambda: None, "it", nn.Module)
