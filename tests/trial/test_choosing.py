@@ -13,6 +13,7 @@ from evengrad.trial._choosing import Choosing
 from evengrad.trial._course import Course
 from evengrad.trial._engine import AbstractEngine
 from evengrad.trial._partners import hopes_for
+from evengrad.trial._plan import Plan
 from evengrad.trial._rungs import rungs_of
 from evengrad.trial._runs import Runs
 from evengrad.trial._spared import settled
@@ -221,11 +222,25 @@ def test_a_training_whose_loss_still_comes_down_has_not_gained_all_it_has():
     assert settled(trial([2.3] * 8 + [0.05] * 16 + [0.01] * 16), 16), "a cross-entropy comes down for ever"
     assert not settled(trial([1.0 - step / 40 for step in range(40)]), 16)
     assert not settled(replace(trial([1.0] * 40), metrics=((16, 0.7), (40, 0.75))), 16)
+    assert not settled(trial([1.0] + [0.1] * 39), 40), "a third of the rate needs more than it has trained"
+
+
+def test_a_training_that_was_given_up_costs_its_steps_again_and_keeps_its_longer_trial(task):
+    runs = Runs(Script({}), lambda: None)
+    plan = Plan(task=task, label="x", seed=0, steps=STEPS, stage="halving 1", until=80)
+    list(runs.run([plan]))
+    list(runs.run([replace(plan, until=120)]))
+    assert runs.done == 120
+    runs.forget([plan])
+    list(runs.run([replace(plan, until=40)]))
+    assert runs.done == 160
+    assert [trial.steps for trial in runs.trials] == [120]
 
 
 def test_what_learns_nothing_is_combined_with_what_it_leaves_as_it_is_and_with_what_it_changes():
     weights = [one.name for one in hopes_for(Reinitialize())]
     assert weights[:2] == ["ScaleLearningRate", "SwapOptimizer"]
     rate = [one.name for one in hopes_for(ScaleLearningRate(factor=0.1))]
-    assert rate[:2] == ["Reinitialize", "SwapOptimizer"]
+    assert rate[0] == "Reinitialize"
+    assert rate.index("SwapOptimizer") < rate.index("ScaleLearningRate")
     assert rate[-2:] == ["ScaleLearningRate", "ScaleLearningRate"], "what acts on the same has not helped"

@@ -187,7 +187,10 @@ def test_a_disease_of_some_seeds_is_cured_where_it_was_and_costs_nothing_where_i
     assert verdict(before, [trial(0.85), trial(0.84), trial(0.86)]) == "cured"
     assert verdict(before, [trial(0.85), trial(0.70), trial(0.86)]) == "not cured"
     assert verdict([sick(0.5), well(0.84), well(0.84)], [trial(0.85), trial(0.84), trial(0.84)]) == "not cured", "one"
-    assert verdict([sick(0.1), well(0.69), well(0.67)], [trial(0.98), trial(0.99), trial(0.98)]) == "cured", "all gain"
+    everywhere = [trial(0.98), trial(0.99), trial(0.98)]
+    assert verdict([sick(0.1), well(0.69), well(0.67)], everywhere) == "improved", "all gain"
+        "all gain"
+    )
 
 
 def losing(metric, *losses):
@@ -253,3 +256,11 @@ def test_a_huge_metric_is_said_in_few_digits():
 def test_a_gain_of_a_quarter_of_the_metric_on_every_seed_is_one_however_unlike_they_are():
     assert verdict([sick(0.11)] * 3, [trial(0.50), trial(1.0), trial(1.0)]) == "cured"
     assert verdict([sick(0.11)] * 3, [trial(0.30), trial(1.0), trial(1.0)]) == "not cured"
+
+
+def test_one_training_that_diverged_is_no_disease_of_two_seeds():
+    diverged = replace(trial(None, symptom=6.0, findings=("EG101",)), losses=(float("nan"),))
+    healthy = [trial(0.9), trial(0.9)]
+    assert verdict([diverged, *healthy], [trial(0.9)] * 3) == "not cured"
+    assert verdict([sick(0.1), trial(0.6), trial(0.7)], [trial(0.9)] * 3) == "improved"
+    assert verdict([sick(0.1), sick(0.2), trial(0.9)], [trial(0.9)] * 3) == "cured"

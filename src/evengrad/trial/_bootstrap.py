@@ -33,7 +33,7 @@ def interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3 (percentile interval).
     """
     if len(values) <= MOST_LISTED:
-        resamples = sorted(product(values, repeat=len(values)), key=sum)
+        resamples: list[Sequence[float]] = sorted(product(values, repeat=len(values)), key=sum)
     else:
         draw = random.Random(0)
         resamples = sorted((draw.choices(values, k=len(values)) for _ in range(DRAWN)), key=sum)

@@ -64,6 +64,7 @@ class Choosing:
         self._known = set(known)
         self._lost: list[Entrant] = []  # those that failed on the first rung: two of them may hold where neither does
         self._stopped = ""
+        self._spent_before = self._spent_on_choosing()
 
     @property
     def _tenth(self) -> int:
@@ -103,7 +104,7 @@ class Choosing:
         last_few = self._cut(field, places[1] if field and self._shows(field[0]) else places[2])
         if last_few and not self._shows(last_few[0]):
             last_few = self._raced(last_few, last, "halving 3")
-        self._runs.engine.forget([self._plan(entrant, last, "") for entrant in last_few])
+        self._runs.forget([self._plan(entrant, last, "") for entrant in last_few])
         ended = [*self._on_another_seed(last_few, later), *(one for one in field if one not in last_few)]
         known = [one for one in ended if one.trial is not None and one.trial.metric is not None]
         return [entrant.candidate for entrant in spared(known, self._task.steps, self._suffices)]
@@ -131,8 +132,11 @@ class Choosing:
         """Tell whether trainings that failed early have left the steps of another refinement."""
         if not self._generous:
             return False
-        spent = sum(len(trial.losses) for trial in self._runs.trials if trial.stage.startswith("halving"))
+        spent = self._spent_on_choosing() - self._spent_before
         return spent + self._rungs.last_steps + self._rungs.lengths[1] <= self._rungs.most_steps
+
+    def _spent_on_choosing(self) -> int:
+        return sum(len(trial.losses) for trial in self._runs.trials if trial.stage.startswith("halving"))
 
     def _on_another_seed(self, duel: list[Entrant], until: int) -> list[Entrant]:
         """Rank the last few by the mean of two seeds."""
@@ -144,7 +148,7 @@ class Choosing:
         ran = self._runs.run([plans[place] for place in going]) if going else ()
         results |= {going[place]: result for place, result in ran}
         both = [duel[place].beside(results[place].trial) for place in sorted(results)]
-        self._runs.engine.forget(plans)
+        self._runs.forget(plans)
         return self._ordered(both)
 
     def _entrants(self, treatments: Sequence[AbstractTreatment], most: int) -> list[Entrant]:
@@ -216,7 +220,7 @@ class Choosing:
         return [alive[place] for place in ranked(standings, self._nothing, bold=bold)]
 
     def _cut(self, field: list[Entrant], count: int) -> list[Entrant]:
-        self._runs.engine.forget([self._plan(one, 0, "") for one in field[count:]])
+        self._runs.forget([self._plan(one, 0, "") for one in field[count:]])
         return field[:count]
 
     def _plan(self, entrant: Entrant, until: int, stage: str) -> Plan:
@@ -235,7 +239,10 @@ class Choosing:
         trial = entrant.trial
         if trial is None or trial.metric is None or trial.findings or not entrant.learns:
             return False
-        known = [metric for metric in (self._floor, metric_at(self._untreated, trial.steps)) if metric is not None]
+        untreated = metric_at(self._untreated, trial.steps)
+        if untreated is None:  # of a training of a proof nothing is known on the way
+            untreated = self._untreated.metric
+        known = [metric for metric in (self._floor, untreated) if metric is not None]
         return not known or trial.metric > max(known) + LEAST_GAIN_FRAC * abs(trial.metric)
 
     def _shows(self, entrant: Entrant) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import mean, median
+from statistics import median
 from typing import final
 
 from torch import nn
@@ -24,10 +24,16 @@ Fresh = tuple[float | None, float | None]
 
 @final
 class Confirmation:
-    """A finalist and its paired trials so far, one pair per seed that was used for nothing else."""
+    """A finalist and its paired trials so far, one pair per seed that was used for nothing else.
 
-    def __init__(self, candidate: Candidate) -> None:
+    Args:
+        candidate: The finalist.
+        findings: What it is to cure.
+    """
+
+    def __init__(self, candidate: Candidate, findings: tuple[Finding, ...]) -> None:
         self.candidate = candidate
+        self.findings = findings
         self.before: list[Course] = []
         self.after: list[Course | Failure] = []
         self.control: list[Course | Failure] = []
@@ -56,38 +62,37 @@ class Confirmation:
         return tuple(one.trial.seed for one in self.after)
 
     @property
-    def metric(self) -> float:
-        """The mean treated metric; minus infinity where one has none."""
-        known = [trial.metric for trial in _trials(self.after) if trial.metric is not None]
-        return mean(known) if known and len(known) == len(self.after) else float("-inf")
-
-    @property
     def uneven(self) -> bool:
         """Whether the treated trainings differ by more than a quarter of the best: it helps with some seeds only."""
         known = [trial.metric for trial in _trials(self.after) if trial.metric is not None]
         return bool(known) and max(known) - min(known) > DOUBT_FRAC * max(map(abs, known))
 
-    def verdict(self, findings: tuple[Finding, ...]) -> Verdict:
-        """Judge the pairs."""
+    def verdict(self) -> Verdict:
+        """Judge the pairs; without the control that they ask for, a gain is none where nothing has been learnt."""
         before, after, control = _trials(self.before), _trials(self.after), _trials(self.control)
-        verdict = judge(before, after, findings, floors=self.floors, control=control)
-        doubt = self.unchecked or any(is_flat(one.record) for one in self.after if isinstance(one, Course))
-        return replace(verdict, outcome="improved") if doubt and verdict.outcome == "cured" else verdict
+        verdict = judge(before, after, self.findings, floors=self.floors, control=control)
+        if verdict.outcome == "not cured" or not (self.unchecked or self._flat):
+            return verdict
+        if not self.unchecked:
+            return replace(verdict, outcome="improved")
+        message = f"{verdict.message}; not held against the same training on shuffled targets, which it asks for"
+        return replace(verdict, outcome="not cured" if self._flat else "improved", message=message)
 
-    def hopeless(self, *, sick: bool) -> bool:
-        """Tell whether more seeds cannot make it good.
-
-        Args:
-            sick: Whether the disease is one that rules speak of; then a seed on which none does proves nothing.
-        """
+    def hopeless(self) -> bool:
+        """Tell whether more seeds cannot make it good; a seed on which no rule speaks proves nothing of a disease."""
         before = _trials(self.before)
-        if sick and not any(map(is_sick, before)):
+        if self.findings and not any(map(is_sick, before)):
             return any(one.trial.metric is None for one in self.after)
         return hopeless(before, _trials(self.after), self.floors)
 
+    @property
+    def _flat(self) -> bool:
+        """Whether a treated loss is that of the best constant prediction in the end."""
+        return any(is_flat(one.record) for one in self.after if isinstance(one, Course))
+
     def doubtful(self) -> bool:
         """Tell whether a control has to be trained: the gains are small, or a loss is that of a constant in the end."""
-        if any(is_flat(one.record) for one in self.after if isinstance(one, Course)):
+        if self._flat:
             return True
         after = _trials(self.after)
         gains = [gain for gain in gains_of(_trials(self.before), after, self.floors) if gain is not None]

@@ -163,7 +163,7 @@ def judge(
     gains = [gain for gain in gains_of(before, after, floors) if gain is not None]
     outcome: Outcome = "not cured"
     if beats_chance(before, after, floors) and (not control or _beats_control(after, control)):
-        proved = len(after) > 1 and any(map(is_sick, before)) and not same_training(after)
+        proved = sum(map(is_sick, before)) > 1 and not same_training(after)
         outcome = "cured" if all(healthy) and proved and findings else "improved"
     return Verdict(
         outcome=outcome,
@@ -187,8 +187,9 @@ def beats_chance(before: Sequence[Trial], after: Sequence[Trial], floors: Sequen
         return False
     if len(after) >= MANY_SEEDS and (interval_of_mean(known)[0] <= _least(after) or mean(known) <= _noise(after)):
         return False
-    gained = sum(gain is not None and gain > _noise(after) for gain in gains) + sum(map(_diverged, before))
-    return gained >= min(2, len(before))  # of a disease of some seeds only, one seed proves nothing
+    noise = _noise(after)
+    gained = [_diverged(one) if gain is None else gain > noise for one, gain in zip(before, gains, strict=True)]
+    return sum(gained) >= min(2, len(before))  # of a disease of some seeds only, one seed proves nothing
 
 
 def hopeless(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> bool:

@@ -37,6 +37,7 @@ class Runs:
         self._trials: dict[tuple[str, int, int], Trial] = {}
         self._order: dict[tuple[str, int, int], None] = {}  # as they were asked for: results come as they are ready
         self._batches_seen: dict[int, str] = {}
+        self._paused: dict[tuple[str, int, int], int] = {}  # steps that need not be done again
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -58,7 +59,7 @@ class Runs:
         planned = self.done + sum(plan.end - self._done_before(plan) for plan in plans)
         for place, result in self.engine.run(plans, self._tick(plans)):
             plan = plans[place]
-            self._trials[plan.training] = result.trial
+            self._keep(plan, result)
             if isinstance(result, Course):
                 self._learn(plan, result)
             self._noted()
@@ -69,13 +70,28 @@ class Runs:
         self.done = planned  # trainings that ended early have used up their share
 
     def _done_before(self, plan: Plan) -> int:
+        return self._paused.get(plan.training, 0)
+
+    def forget(self, plans: Sequence[Plan]) -> None:
+        """Let the engine give up trainings that will not go on; asked for again, they begin anew."""
+        self.engine.forget(plans)
+        for plan in plans:
+            self._paused.pop(plan.training, None)
+
+    def _keep(self, plan: Plan, result: Course | Failure) -> None:
+        """Note a trial, unless it is known to a later step already, and where its training has stopped."""
         known = self._trials.get(plan.training)
-        return 0 if known is None else known.steps
+        if known is None or known.error or result.trial.steps >= known.steps:
+            self._trials[plan.training] = result.trial
+        if plan.end < plan.steps and not result.trial.error:
+            self._paused[plan.training] = plan.end
+        else:
+            self._paused.pop(plan.training, None)
 
     def _learn(self, plan: Plan, course: Course) -> None:
         if self.second_s is None and course.trial.losses:
             self.second_s = course.trial.duration_s / len(course.trial.losses)
-        if not course.first_batch:
+        if not course.first_batch or plan.stage == "control":  # in another order the same numbers have another sum
             return
         if self._batches_seen.setdefault(plan.seed, course.first_batch) != course.first_batch:
             raise TaskError(

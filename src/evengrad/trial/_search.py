@@ -14,13 +14,14 @@ from evengrad.runlog import write_story
 from evengrad.treat import AbstractTreatment
 from evengrad.trial._candidates import Candidate, akin, explained, proposed
 from evengrad.trial._choosing import Choosing
-from evengrad.trial._confirmation import Confirmation, Fresh
+from evengrad.trial._confirmation import Confirmation
 from evengrad.trial._control import control_of
 from evengrad.trial._course import Course
 from evengrad.trial._engine import AbstractEngine, Failure
 from evengrad.trial._judge import judge
 from evengrad.trial._patch import Patch
 from evengrad.trial._plan import Plan
+from evengrad.trial._proof import fresh_metrics, run_control
 from evengrad.trial._rungs import Rungs
 from evengrad.trial._runs import Runs
 from evengrad.trial._seeded import seeded
@@ -82,8 +83,11 @@ class Search:
         self._look()
         if self.scout is None:
             return
-        if not self._found() and self._sick_of_something_else():
-            self._found()
+        if self._found():
+            return
+        first = self.scout, self.findings
+        if self._sick_of_something_else() and not self._found() and first[1]:
+            self.scout, self.findings = first
 
     def _found(self) -> bool:
         """Choose among treatments and confirm, until one holds."""
@@ -99,11 +103,11 @@ class Search:
                 return False
             finalist = finalists[0]
             self._confirm(finalist, first_seed=self.seed + 2 + len(self.confirmations) * self.seeds)
-            outcome = self.verdict().outcome
-            if outcome == "cured" or (outcome == "improved" and not self.confirmations[-1].uneven):
+            best = self.best()
+            if best is not None and best.verdict().outcome != "not cured" and not best.uneven:
                 return True
             finalists = [one for one in finalists[1:] if not tried_with(finalist, one)]
-        return self.verdict().outcome == "improved"
+        return self.winner() is not None
 
     def _sick_of_something_else(self) -> bool:
         """Tell whether a training that was to prove something has another disease untreated; it is the scout then."""
@@ -226,7 +230,7 @@ class Search:
 
     def _confirm(self, finalist: Candidate, *, first_seed: int) -> None:
         """Train treated and untreated on fresh seeds; give up where more of them cannot make it good."""
-        confirmation = Confirmation(finalist)
+        confirmation = Confirmation(finalist, self.findings)
         self.confirmations.append(confirmation)
         treated_log = None if self.log is None else _unused(self.log / "treated")
         for seed in range(first_seed, first_seed + self.seeds):
@@ -239,33 +243,20 @@ class Search:
             if isinstance(untreated, Failure):
                 self.notes.append(f"Nothing was proved on seed {seed}: untreated, {untreated.trial.error}.")
                 return
-            confirmation.add(untreated, results[1], self._fresh(finalist, seed))
-            if confirmation.hopeless(sick=bool(self.findings)):
+            fresh = fresh_metrics(self.task, finalist.treated.subject, seed=seed)
+            confirmation.add(untreated, results[1], fresh)
+            if confirmation.hopeless():
                 return
-        if confirmation.verdict(self.findings).outcome in {"cured", "improved"} and confirmation.doubtful():
+        if confirmation.verdict().outcome in {"cured", "improved"} and confirmation.doubtful():
             self._control(confirmation)
-
-    def _fresh(self, finalist: Candidate, seed: int) -> Fresh:
-        """Measure what fresh models reach, untreated and treated."""
-        with seeded(seed):
-            untreated = untrained_metric(self.task)
-        with seeded(seed):
-            treated = untrained_metric(finalist.treated.subject)
-        return untreated, treated
 
     def _control(self, confirmation: Confirmation) -> None:
         """Train the treated task on shuffled targets, on the seeds of the proof."""
         shuffled = control_of(confirmation.candidate.treated.subject)
         label = f"{confirmation.candidate.label}, targets shuffled"
         plans = [self._plan(shuffled, label, seed, stage="control") for seed in confirmation.seeds]
-        if self.budget is not None and self.runs.done + sum(plan.end for plan in plans) > self.budget:
-            self.notes.append(
-                "The budget had no room for a control on shuffled targets, which so small a gain asks for."
-            )
-            return
-        self.runs.total += sum(plan.end for plan in plans)
-        results = dict(self.runs.run(plans))
-        confirmation.control += [results[place] for place in sorted(results)]
+        if why := run_control(confirmation, self.runs, plans, self.budget):
+            self.notes.append(why)
 
     def _plan(
         self, task: Task, label: str, seed: int, *, stage: str, log: Path | None = None, keep_state: bool = False
@@ -294,7 +285,7 @@ class Search:
         """Give the confirmation that came out best; None when there was none."""
         order = ("cured", "improved", "not cured")
         judged = [one for one in self.confirmations if one.seeds]
-        return min(judged, key=lambda one: (order.index(one.verdict(self.findings).outcome), -one.metric), default=None)
+        return min(judged, key=lambda one: (order.index(one.verdict().outcome), one.uneven), default=None)
 
     def winner(self) -> Confirmation | None:
         """Give the confirmation that helped; None when none did."""
@@ -307,8 +298,8 @@ class Search:
         without = self._without_proof() if best is None and not self.interrupted else None
         if without is not None:
             return without
-        verdict = best.verdict(self.findings) if best is not None else judge([], [], self.findings, floors=[])
-        if self.interrupted and (best is None or len(verdict.seeds) < self.seeds):
+        verdict = best.verdict() if best is not None else judge([], [], self.findings, floors=[])
+        if self.interrupted and (best is None or best.unchecked or len(verdict.seeds) < self.seeds):
             return replace(verdict, outcome="not cured", message=f"interrupted: {verdict.message}; nothing is proved")
         if verdict.outcome == "not cured" and not self.findings and self.scout is not None:
             return without_findings(self.scout, tried=True)

@@ -49,7 +49,7 @@ def settled(trial: Trial, step: int) -> bool:
     at its best.
     """
     then, now = metric_at(trial, step), metric_at(trial, trial.steps)
-    if then is None or now is None or now - then > LEAST_GAIN_FRAC * abs(now):
+    if step >= trial.steps or then is None or now is None or now - then > LEAST_GAIN_FRAC * abs(now):
         return False
     start, before, end = (_mean_loss(trial, at) for at in (1, step, trial.steps))
     return before - end <= LATE_FRAC * max(start - end, 0.0)
