@@ -189,8 +189,6 @@ def test_a_disease_of_some_seeds_is_cured_where_it_was_and_costs_nothing_where_i
     assert verdict([sick(0.5), well(0.84), well(0.84)], [trial(0.85), trial(0.84), trial(0.84)]) == "not cured", "one"
     everywhere = [trial(0.98), trial(0.99), trial(0.98)]
     assert verdict([sick(0.1), well(0.69), well(0.67)], everywhere) == "improved", "all gain"
-        "all gain"
-    )
 
 
 def losing(metric, *losses):
