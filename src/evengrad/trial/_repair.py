@@ -81,18 +81,20 @@ def repair(
     One full untreated training is watched. If a rule speaks, its cures are ranked by counterfactuals on a fresh model,
     the smallest change first. Up to eight single treatments train for a sixteenth of the steps, and where the best does
     not suffice, up to four combinations: of the best with what the diagnosis of its own trial proposes, and with the
-    next best. The best four go on to a quarter, where the leader may be refined twice by one treatment more, and then
-    as far on another seed; or the best two go on to half before that, where nobody has learnt anything yet. The winner
+    next best. The best four go on to a quarter, where the leader may be refined by one treatment more, and then as far
+    on another seed; or the best two go on to half before that, where nobody has learnt anything yet. The winner
     is confirmed by full trainings, treated and untreated, on seeds that were not used for choosing. If it shows no gain
-    there, the next that is not akin gets its own seeds, as far as the budget goes. Every trial starts from fresh
+    there, or one seed falls far behind, the next that is not akin gets its own seeds, as far as the budget goes; and if
+    none holds and an untreated training of the proof has another disease, that one is searched for a cure. Every trial starts from fresh
     weights and sees the same batches in the same order; `validate` only measures. A candidate that raises, crashes or
     hangs has failed; the search goes on. Ctrl-C ends the search and returns what was found so far.
 
     Args:
         task: Left as it is.
         budget: The most optimizer steps, all trials together; None for what the search takes: one training to look, two
-            where the first only looks odd, at most three to choose, two for each confirming seed of at most two
-            finalists, and one more for each where so small a gain asks for a control.
+            where the first only looks odd, at most three to choose, two for each confirming seed of two finalists (a
+            third has one), and one more for each where a gain asks for a control; all but the look once more where
+            the proof meets another disease.
         seeds: Confirming seeds; one is never enough for *cured*.
         engine: Where trials run. `local`: in processes of their own, each with limits of memory and time; `here`: in
             this process, one after the other; `ray`: on a Ray cluster, with what `Task.resources` states; `auto`:
