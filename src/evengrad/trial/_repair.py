@@ -86,8 +86,8 @@ def repair(
     is confirmed by full trainings, treated and untreated, on seeds that were not used for choosing. If it shows no gain
     there, or one seed falls far behind, the next that is not akin gets its own seeds, as far as the budget goes; and if
     none holds and an untreated training of the proof has another disease, that one is searched for a cure. Every trial
-    starts from fresh weights and sees the same batches in the same order; `validate` only measures. A candidate that raises, crashes or
-    hangs has failed; the search goes on. Ctrl-C ends the search and returns what was found so far.
+    starts from fresh weights and sees the same batches in the same order; `validate` only measures. A candidate that
+    raises, crashes or hangs has failed; the search goes on. Ctrl-C ends the search and returns what was found so far.
 
     Args:
         task: Left as it is.
