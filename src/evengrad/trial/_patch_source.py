@@ -9,6 +9,7 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import CodeType
@@ -238,8 +239,13 @@ def is_installed(filename: str | None) -> bool:
     path = Path(filename)
     if {"site-packages", "dist-packages"} & set(path.parts):
         return True
+    return any(path.is_relative_to(folder) for folder in _installed_folders())
+
+
+@cache  # asked for by thousands of modules: sysconfig takes a millisecond each time
+def _installed_folders() -> tuple[Path, ...]:
     folders = [Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
-    return any(path.is_relative_to(folder.resolve()) for folder in folders)
+    return tuple(folder.resolve() for folder in folders)
 
 
 def _lines(text: str) -> list[str]:
