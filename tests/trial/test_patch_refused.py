@@ -12,7 +12,9 @@ from evengrad.treat import (
     AddResidual,
     ClipGradients,
     Combined,
+    NormalizeInput,
     NormalizeTarget,
+    Reinitialize,
     ScaleLearningRate,
     SwapActivation,
 )
@@ -190,6 +192,26 @@ def test_a_snippet_that_computes_something_else_is_not_handed_out(load):
     patch = patch_of(module.task, treatment, wrong)
     assert patch.kind == "snippet"
     assert "other outputs than the treated one" in patch.why
+
+
+@pytest.mark.parametrize(
+    ("treatment", "right", "wrong", "name"),
+    [
+        (NormalizeInput(), "torch.tensor([", "torch.tensor([0.1 + ", "input_mean"),
+        (AddResidual(zero_init=True), "new_zeros(1)", "new_ones(1)", "2.scale"),
+        (Reinitialize(), "nn.init.zeros_(layer.bias)", "nn.init.ones_(layer.bias)", "0.bias"),
+    ],
+    ids=["statistics of data", "a branch of zeros", "biases beside draws"],
+)
+def test_a_snippet_whose_constants_are_others_is_not_handed_out(load, treatment, right, wrong, name):
+    module = load(HEAD.replace("[(inputs, inputs", "[(3.0 + inputs, inputs") + MAKE + call())
+    treated = treatment.treat_task(module.task)
+    assert patch_of(module.task, treatment, treated).kind == "diff"
+    assert right in treated.code
+    other = replace(treated, code=treated.code.replace(right, wrong, 1))
+    patch = patch_of(module.task, treatment, other)
+    assert patch.kind == "snippet"
+    assert f"{name} starts with other values" in patch.why
 
 
 def test_a_second_task_is_not_touched_by_a_change_of_a_shared_closure(load):

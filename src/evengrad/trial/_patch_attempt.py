@@ -16,6 +16,7 @@ from evengrad.trial._patch_block import IMPORTS, import_edits
 from evengrad.trial._patch_call import TaskCall
 from evengrad.trial._patch_check import check_model, check_optimizer, check_schedule, check_step
 from evengrad.trial._patch_check_loss import check_loss
+from evengrad.trial._patch_check_starts import check_starts
 from evengrad.trial._patch_files import UserFiles
 from evengrad.trial._patch_rebuilt import Bench
 from evengrad.trial._patch_source import Draft, Edit, NoPatchError
@@ -86,6 +87,8 @@ def _check(name: str, option: Option, bench: Bench, treated: Task) -> None:
     made = option.make(bench)
     if name == "model":
         check_model(made, treated, words=option.place is None)
+        if option.place is not None:  # else all weights were compared
+            check_starts(made, treated)
     elif name == "optimizer":
         check_optimizer(made, treated)
     elif name == "after_step":

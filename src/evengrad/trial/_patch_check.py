@@ -113,13 +113,13 @@ def _rates(schedule: Callable[[Optimizer], Any], treated: Task, steps: int) -> l
     return rates
 
 
-def made_or_refused(make: Callable[[], Any], what: str) -> Any:
+def made_or_refused(make: Callable[[], Any], what: str, *, seed: int = SEED) -> Any:
     """Make something by code of the user's with edits in it, from one seed.
 
     Raises:
         NoPatchError: It raises.
     """
-    with seeded(SEED):
+    with seeded(seed):
         try:
             return make()
         except Exception as err:  # user code with edits in it: anything may come
