@@ -58,6 +58,51 @@ def test_the_activation_is_taken_out_of_the_forward_and_the_rest_of_it_stays(loa
     assert set(added) == ({says} if says is not None else set())
 
 
+BINDINGS = {
+    "a tuple": "x, _ = self.out(x), 0",
+    "an annotation": "x: torch.Tensor = self.out(x)",
+    "an operation in place": "x = self.out(x)\n        x += 1.0",
+    "a walrus": "print(end='') if (x := self.out(x)) is None else None",
+    "a loop": "for x in [self.out(x)]:\n            pass",
+    "a with": "with contextlib.nullcontext(self.out(x)) as x:\n            pass",
+}
+
+
+@pytest.mark.parametrize("name", BINDINGS)
+def test_what_a_name_was_before_it_was_bound_anew_is_not_taken_for_the_output(load, name):
+    said = (
+        "x = torch.sigmoid(self.first(x))\n        x = nn.functional.relu(x)  # stays\n"
+        f"        {BINDINGS[name]}\n        return torch.softmax(x, 1)"
+    )
+    module = load(classes(said).replace("import functools", "import contextlib"))
+    patch = check(load, module, RemoveOutputActivation(), modules=False)
+    changed = [line for line in patch.text.splitlines()[2:] if line[0] in "+-"]
+    assert changed == ["-        return torch.softmax(x, 1)", "+        return x"]
+
+
+def test_an_activation_inside_that_the_batch_does_not_show_stays(load):
+    said = f"return torch.softmax(torch.relu({OUT}.exp()), 1)"
+    patch = check(load, load(classes(said)), RemoveOutputActivation(), modules=False)
+    assert f"+        return torch.relu({OUT}.exp())\n" in patch.text
+
+
+@pytest.mark.parametrize(
+    "unreached",
+    [
+        "if heat is not None:\n            return torch.softmax(x / heat, 1)\n        return torch.softmax(x, 1)",
+        "return torch.softmax(x, 1) if heat is None else torch.softmax(x / heat, 1)",
+    ],
+    ids=["a statement", "an expression"],
+)
+def test_an_activation_that_the_batch_does_not_reach_stays(load, unreached):
+    text = classes(f"x = {OUT}\n        {unreached}").replace("def forward(self, x)", "def forward(self, x, heat=None)")
+    patch = check(load, load(text), RemoveOutputActivation(), modules=False)
+    (added,) = [line for line in patch.text.splitlines()[2:] if line.startswith("+")]
+    assert added.count("softmax(x") == unreached.count("if heat is None")
+    edited = (text.count("torch.softmax(x / heat, 1)"), patch.text.count("-            return torch.softmax(x / heat"))
+    assert edited == (1, 0)
+
+
 def test_the_decorators_of_a_forward_stay_and_are_not_run_again(load):
     decorator = (
         "seen = []\n\n\ndef noted(function):\n    seen.append(function.__name__)\n\n    @functools.wraps(function)\n"

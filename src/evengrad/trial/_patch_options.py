@@ -20,8 +20,9 @@ from evengrad.trial._patch_direct import Swaps, activation_swaps, optimizer_edit
 from evengrad.trial._patch_files import UserFiles
 from evengrad.trial._patch_functions import called_kinds, function_edits
 from evengrad.trial._patch_loss import loss_options
-from evengrad.trial._patch_output import applied_last, in_sequences, nested_as_one, output_edits
+from evengrad.trial._patch_output import applied_last, in_sequences, in_turn, output_edits
 from evengrad.trial._patch_parts import Part, beneath, functions_of, innermost
+from evengrad.trial._patch_ran import calls_that_ran
 from evengrad.trial._patch_rebuilt import Bench, cells_of, class_node
 from evengrad.trial._patch_source import Draft, Edit, NoPatchError, Source
 from evengrad.trial._patch_values import written
@@ -83,16 +84,19 @@ class Options:
         yield from self._general("model", _code(parts), words, more)
 
     def _output_edits(self, treatment: RemoveOutputActivation) -> Iterator[tuple[Files, tuple[type[nn.Module], ...]]]:
-        """Give the edits of a forward, all places or one, and of what stands last in a sequence."""
+        """Give the edits of a forward, and of what stands last in a sequence."""
         model = _built(self.task)
         definitions = list(self._definitions(model))
+        ran = calls_that_ran(self.task, self.files.sources)
         for kind, path, definition in definitions:
-            source, names = self.files.sources[path], self.files.namespaces[path]
             instance = next(module for module in model.modules() if type(module) is kind)
-            found = applied_last(definition, instance, names)[:MOST_PLACES]
-            for some in (nested_as_one(found), *([one] for one in found if len(found) > 1)):
-                if some:
-                    yield {path: [edit for one in some for edit in output_edits(source, one, treatment)]}, (kind,)
+            found = applied_last(definition, instance, self.files.namespaces[path])
+            tried = [one for one in found if (one.call.end_lineno, one.call.end_col_offset) in ran[path]]
+            if len(tried) < len(found):
+                self.reasons.append(f"the first batch does not reach all activations of {kind.__name__}.forward")
+            for some in in_turn(tried[:MOST_PLACES]):
+                source = self.files.sources[path]
+                yield {path: [edit for one in some for edit in output_edits(source, one, treatment)]}, (kind,)
         if treatment.when == "training":
             return
         node, file = self._found(beneath(self.task.model))

@@ -42,12 +42,14 @@ class Applied:
         given: What it is applied to.
         inside: Whether something is done to its result in the same expression.
         statement: `x = relu(x)`, if it is all that a statement does, and others stand beside it; it can go then.
+        depth: How many others come behind it on the way to the output.
     """
 
     call: ast.expr
     given: ast.expr
     inside: bool
     statement: ast.stmt | None = None
+    depth: int = 0
 
 
 def applied_last(definition: ast.ClassDef, module: nn.Module, namespace: Mapping[str, Any]) -> list[Applied]:
@@ -66,7 +68,18 @@ def applied_last(definition: ast.ClassDef, module: nn.Module, namespace: Mapping
     return [] if forward is None else _Followed(methods, module, namespace).returns(forward)
 
 
-def nested_as_one(found: list[Applied]) -> list[Applied]:
+def in_turn(found: list[Applied]) -> Iterator[list[Applied]]:
+    """Give the places to be changed together: the last on each way to the output, the last two, ..., then each alone.
+
+    So nothing is changed that need not be: with a batch that a relu leaves as it is, nobody could tell.
+    """
+    depths = sorted({one.depth for one in found})
+    sets = [[one for one in found if one.depth <= depth] for depth in depths]
+    for some in (*sets, *([one] for one in found if [one] not in sets)):
+        yield _nested_as_one(some)
+
+
+def _nested_as_one(found: list[Applied]) -> list[Applied]:
     """Take an activation of another one's result, and that one, as one that is applied to what the inner one is."""
     inner = {id(one.call): one for one in found}
     whole = []
@@ -153,7 +166,8 @@ class _Followed:
         given, kind = self._kind(node)
         if kind == "activation" and given is not None:
             yield Applied(call=node, given=given, inside=inside)
-            yield from self._back(given, function, at, inside=True)
+            for one in self._back(given, function, at, inside=True):
+                yield replace(one, depth=one.depth + 1)
         elif kind == "passing" and given is not None:
             yield from self._back(given, function, at, inside=True)
         elif kind == "method" and isinstance(node.func, ast.Attribute):
@@ -188,18 +202,35 @@ def _parts(node: ast.expr) -> list[ast.expr]:
 
 
 def _assignments(function: ast.FunctionDef, name: str, at: ast.stmt) -> Iterator[ast.Assign]:
-    """List what a name was assigned before a statement, the last first, up to one that was certainly made."""
-    found = [
-        one
-        for one in ast.walk(function)
-        if isinstance(one, ast.Assign)
-        and one.lineno < at.lineno
-        and [ast.unparse(each) for each in one.targets] == [name]
-    ]
-    for one in sorted(found, key=lambda each: each.lineno, reverse=True):
-        yield one
-        if one in function.body:
+    """List what a name was assigned before a statement, the last first, up to one that was certainly made.
+
+    What binds the name in another way (`x, _ = ...`, `x: Tensor = ...`, `x += ...`, `with ... as x`, `for x in ...`,
+    `x := ...`) ends the list: what was there before is not what is returned.
+    """
+    plain = {
+        id(one.targets[0]): one for one in ast.walk(function) if isinstance(one, ast.Assign) and len(one.targets) == 1
+    }
+    bound = [one for one in _bindings(function, name) if one.lineno < at.lineno]
+    for one in sorted(bound, key=lambda each: (each.lineno, each.col_offset), reverse=True):
+        statement = plain.get(id(one))
+        if statement is None:
             return
+        yield statement
+        if statement in function.body:
+            return
+
+
+def _bindings(function: ast.FunctionDef, name: str) -> Iterator[ast.expr | ast.stmt | ast.excepthandler | ast.pattern]:
+    """Find everything in a function that gives a name something else."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name):
+            if node.id == name and not isinstance(node.ctx, ast.Load):
+                yield node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            if any((one.asname or one.name.split(".")[0]) == name for one in node.names):
+                yield node
+        elif isinstance(node, ast.stmt | ast.excepthandler | ast.pattern) and getattr(node, "name", None) == name:
+            yield node
 
 
 def _has_neighbours(function: ast.FunctionDef, statement: ast.stmt) -> bool:
