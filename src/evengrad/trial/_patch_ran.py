@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dis
 import sys
 from collections.abc import Callable, Mapping
@@ -32,9 +31,11 @@ def calls_that_ran(task: Task, sources: Mapping[Path, Source]) -> dict[Path, End
     """
     seen: dict[CodeType, Ends] = {}
     if getattr(task, "backward", None) is None:
-        # the user's code may raise: what ran before that has run
-        with seeded(0), torch.no_grad(), contextlib.suppress(Exception):
-            _run(task, _tracer(seen, sources))
+        try:
+            with seeded(0), torch.no_grad():
+                _run(task, _tracer(seen, sources))
+        except Exception:  # user code: what ran before it raised has run
+            return _in_files(seen, sources)
     return _in_files(seen, sources)
 
 
