@@ -148,6 +148,10 @@ def test_metrics_of_those_whose_loss_is_a_constants_are_all_the_same():
     other = replace(standing(-9.0), learns=False)
     assert ranked([flat, other]) == [1, 0], "fewer findings; R2 of -9 and of 0.1 are both nothing"
     assert ranked([flat, other, standing(0.2)])[0] == 2
+    lucky = replace(standing(0.975, losses=(34.0,) * 20), learns=False)
+    flats = [replace(standing(metric, losses=(200.0,) * 20), learns=False) for metric in (-9.0, -5.0)]
+    learner = standing(0.86, losses=(3.0,) * 20)
+    assert ranked([*flats, lucky, learner], Floor(metric=-8.3, loss=188.0))[0] == 3, "one lucky one lifts no other"
 
 
 def test_of_those_that_learn_nothing_only_a_double_loss_is_behind_and_that_they_learn_nothing_is_no_finding():

@@ -69,7 +69,8 @@ def ranked(standings: Sequence[Standing], floor: Floor | None = None, *, bold: b
         Indices, the best first.
     """
     floor = floor or Floor()
-    flat = max((one.trial.metric for one in standings if not one.learns and one.trial.metric is not None), default=0.0)
+    flats = [one.trial.metric for one in standings if not one.learns and one.trial.metric is not None]
+    flat = median(flats) if flats else 0.0  # one that is lucky does not lift all others above those that learn
     metrics = [_known(one, flat, floor.metric) for one in standings if one.trial.metric is not None]
     losses = [loss for one in standings if one.same_loss and isfinite(loss := min(loss_at_end(one.trial), floor.loss))]
     best, step = max(metrics, default=0.0), _step(metrics, max)
