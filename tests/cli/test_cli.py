@@ -108,14 +108,20 @@ def test_repair_then_report_tell_the_same_story(tasks, tmp_path, capsys):
     assert main(["repair", f"{tasks}:sick", "--seeds", "2", "--log", str(log), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["verdict"]["outcome"] == "cured"
+    assert main(["diagnose", str(log)]) == 2, "no readings are no health"
+    assert "want one of them: treated, untreated" in capsys.readouterr().err
     assert main(["report", str(log), "-o", str(page), "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == told
     assert "cured" in page.read_text()
 
 
-def test_repair_of_a_healthy_task_exits_0(tasks, capsys):
-    assert main(["repair", f"{tasks}:healthy"]) == 0
-    assert "was not sick" in capsys.readouterr().out
+def test_repair_of_a_healthy_task_exits_0_and_says_that_it_writes_no_patch(tasks, tmp_path, capsys):
+    patch = tmp_path / "cure.patch"
+    assert main(["repair", f"{tasks}:healthy", "--patch", str(patch)]) == 0
+    assert not patch.exists()
+    told = capsys.readouterr()
+    assert "was not sick" in told.out
+    assert f"no cure, so {patch} was not written" in told.err
 
 
 def test_the_report_of_a_guarded_run_needs_no_torch(tmp_path):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, final
 import tyro
 
 from evengrad.cli._show import JSON, Progress, say
+from evengrad.cli._streams import write_err
 
 OK, FINDINGS = 0, 1
 Quiet = Annotated[bool, tyro.conf.arg(help=JSON)]
@@ -127,6 +128,8 @@ class Repair:
                 result.report(self.output)
             if self.patch is not None and result.patch:
                 self.patch.write_text(as_file(result), encoding="utf-8", newline="")
+            elif self.patch is not None:
+                write_err(f"evengrad: no cure, so {self.patch} was not written")
         if result.interrupted:
             raise KeyboardInterrupt
         return OK if result.verdict.outcome == "was not sick" else FINDINGS

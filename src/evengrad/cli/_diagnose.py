@@ -8,11 +8,12 @@ from pathlib import Path
 
 from evengrad.cli._show import say
 from evengrad.diagnose import Choice, Diagnosis, Told
-from evengrad.nouns import Record, SettingError, TornLogWarning
+from evengrad.nouns import NotARunError, Record, SettingError, TornLogWarning
 from evengrad.runlog import Follower, read
 
 OK, FINDINGS = 0, 1
 LEAST_S = 0.1
+MOST_NAMED = 8
 
 
 def diagnosed(directory: Path, choice: Choice, *, rank: int, as_json: bool) -> int:
@@ -28,6 +29,7 @@ def diagnosed(directory: Path, choice: Choice, *, rank: int, as_json: bool) -> i
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TornLogWarning)  # the note says it
         record = read(directory, rank=rank)
+    _want_a_run(directory, record)
     found = Diagnosis(findings=choice.findings_of(record), record=record)
     say(_plain(found) if as_json else str(found), as_json=as_json)
     return FINDINGS if found.findings else OK
@@ -58,6 +60,23 @@ def followed(directory: Path, choice: Choice, *, rank: int, every_s: float, as_j
     if not as_json:
         say(found.headline, as_json=False)
     return FINDINGS if found.findings else OK
+
+
+def _want_a_run(directory: Path, record: Record) -> None:
+    """Refuse the folder of a repair, whose trainings have logs of their own; silence about it would look like health.
+
+    Raises:
+        NotARunError: It is one.
+    """
+    runs = sorted(path.parent.name for path in directory.glob("*/meta.json"))
+    if record.readings or not runs:
+        return
+    raise NotARunError(
+        str(directory),
+        came="the folder of a repair, which holds runs",
+        wanted=f"one of them: {', '.join(runs[:MOST_NAMED])}",
+        advice=f"what the repair found: evengrad report {directory}",
+    )
 
 
 def _say_news(found: Diagnosis, told: Told, *, as_json: bool) -> None:

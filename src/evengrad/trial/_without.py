@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from evengrad.diagnose import loss_left
 from evengrad.nouns import Finding, Outcome, Record, Verdict
+from evengrad.treat import make
 from evengrad.trial._course import FLAT_FRAC, Course
 from evengrad.trial._judge import spread
 from evengrad.trial._suspicions import fell_back, spoke_early
@@ -53,7 +54,9 @@ def not_by_a_tool(findings: Sequence[Finding], *, tried: bool) -> Verdict | None
     if tried or not roots:
         return None
     said = [f"{one.code} {one.symptom}: {one.cause or one.message}" + _where_to_look(one) for one in roots]
-    refused = [f"{cure.label}: {cure.change}" for one in roots for cure in one.cures if not cure.tried and cure.change]
+    # Of a treatment of the training a batch shows nothing: that it was not tried on one is no refusal.
+    cures = [cure for one in roots for cure in one.cures if not cure.tried and cure.change]
+    refused = [f"{cure.label}: {cure.change}" for cure in cures if make(cure.treatment, cure.settings).changes_model]
     text = "no treatment reaches this, the code or the data has to change: " + "; ".join(said)
     text += f" (refused: {'; '.join(refused)})"[:500] if refused else ""
     return Verdict(outcome="cannot be cured by a tool", message=text)
