@@ -37,8 +37,8 @@ def without_findings(scout: Course, *, tried: bool) -> Verdict:
     text = f"{fine}; metric {spread([trial.metric])} after {trial.steps} steps" + "".join(f"; {note}" for note in notes)
     left = loss_left(scout.record)
     if left is not None and left >= FLAT_FRAC:
-        text += f"; its loss is {left:.0%} of that of the best constant prediction: it has learnt nothing of its inputs (do "
-            "inputs and targets belong together, and is there anything to learn?)"
+        text += f"; its loss is {left:.0%} of that of the best constant prediction: it has learnt nothing of its inputs"
+        text += " (do inputs and targets belong together, and is there anything to learn?)"
     nothing = _all_zero(scout.record) or bool(fall) or (left is not None and left >= FLAT_FRAC)
     outcome: Outcome = "not cured" if nothing else "was not sick"
     return Verdict(outcome=outcome, metric_before=(trial.metric,), message=text)
