@@ -50,8 +50,9 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 # A worker for each processor, and one thread in each: on networks this small more threads only wait for each other.
-# Many tests start a Python of their own, which finds the package compiled.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+# A file stays with one worker, so what its tests share is made once. Many start a Python of their own, which finds the
+# package compiled.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test: lint types
 	$(BIN)/python -m compileall -q src
