@@ -1,7 +1,9 @@
 """Models and a task to be treated."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,8 @@ from evengrad.treat import (
     TruncateBackprop,
     UseGatedCell,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))  # lets the tests import what is beside them
 
 
 class Exp(nn.Module):

@@ -1,9 +1,8 @@
 """Where norms go by themselves, and of which kind."""
 
-import copy
-
 import pytest
 import torch
+from pasted_code import check_code_makes_it
 from torch import nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -13,17 +12,7 @@ from evengrad.treat import AddNormalization, AddResidual
 
 
 def treat(model, batch, **settings):
-    """Treat, and hold the code to making the same model."""
-    treated = AddNormalization(**settings).treat(model, batch_input=batch)
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(compile(treated.code, "pasted", "exec"), names)
-    by_hand = names["model"]
-    kinds = [(name, type(module).__name__) for name, module in treated.subject.named_modules()]
-    assert kinds == [(name, type(module).__name__) for name, module in by_hand.named_modules()]
-    by_hand.load_state_dict(treated.subject.state_dict())
-    torch.testing.assert_close(by_hand.eval()(batch), treated.subject.eval()(batch), rtol=0, atol=0)
-    assert treated.subject.train()(batch).shape == model(batch).shape
-    return treated
+    return check_code_makes_it(AddNormalization(**settings).treat(model, batch_input=batch), model, batch)
 
 
 def dense():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 from torch.nn import functional
 
@@ -255,9 +256,7 @@ def test_a_model_of_its_own_class_gets_it_and_so_does_its_pickled_copy(to, funct
     assert torch.equal(pickle.loads(pickle.dumps(treated.subject))(x), function(model(x)))
     assert isinstance(treated.subject, Custom)
     assert list(treated.subject.state_dict()) == list(model.state_dict())
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(treated.code, names)
-    assert torch.equal(names["model"](x), function(model(x)))
+    assert torch.equal(pasted(treated.code, model)(x), function(model(x)))
     with pytest.raises(TreatmentError, match="an output without an activation"):
         AddOutputActivation(to=to).treat(treated.subject, batch_input=x)
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from pasted_code import check_code_makes_it
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import conv2d, dropout, layer_norm, linear, relu
@@ -14,17 +15,7 @@ from evengrad.treat import AddNormalization, AddResidual, Combined, Residual, ma
 
 
 def treat(model, batch, **settings):
-    """Treat, and hold the code to making the same model."""
-    treated = AddResidual(**settings).treat(model, batch_input=batch)
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(compile(treated.code, "pasted", "exec"), names)
-    by_hand = names["model"]
-    kinds = [(name, type(module).__name__) for name, module in treated.subject.named_modules()]
-    assert kinds == [(name, type(module).__name__) for name, module in by_hand.named_modules()]
-    by_hand.load_state_dict(treated.subject.state_dict())
-    torch.testing.assert_close(by_hand.eval()(batch), treated.subject.eval()(batch), rtol=0, atol=0)
-    assert treated.subject.train()(batch).shape == model(batch).shape
-    return treated
+    return check_code_makes_it(AddResidual(**settings).treat(model, batch_input=batch), model, batch)
 
 
 def widening(activation=nn.Tanh):

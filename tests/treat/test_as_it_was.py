@@ -1,19 +1,12 @@
 """What a treatment must not lose: the mode, hooks, half precision; and what it says it could not try."""
 
-import copy
-
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 
 from evengrad.nouns import TreatmentError
 from evengrad.treat import AddNormalization, AddResidual, Combined, Reinitialize, SwapActivation
-
-
-def pasted(code, model):
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(compile(code, "pasted", "exec"), names)
-    return names["model"]
 
 
 def normalized():

@@ -6,18 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 
 from evengrad.nouns import SettingError, Task, TreatmentError
 from evengrad.treat import KeepInFloat32
 
 BF16 = torch.bfloat16
-
-
-def pasted(code, model):
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(compile(code, "pasted", "exec"), names)
-    return names["model"]
 
 
 class InHalf(nn.Module):

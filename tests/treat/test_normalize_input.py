@@ -8,18 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from evengrad.nouns import Task, TreatmentError, output_of
 from evengrad.treat import AddNormalization, Combined, NormalizeInput, NormalizeTarget, Reinitialize, SwapActivation
-
-
-def pasted(code, model, **names):
-    names |= {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(compile(code, "pasted", "exec"), names)
-    return names["model"]
-
 
 UNITS = torch.tensor([1e-4, 1.0, 30.0, 1e4, 2.0, 0.5])
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pasted_code import ran
 from torch import nn
 from torch.nn import functional
 
@@ -57,12 +58,6 @@ def trained(task):
         return task.validate(model)
 
 
-def pasted(code, **names):
-    names |= {"torch": torch, "nn": nn}
-    exec(compile(code, "pasted", "exec"), names)
-    return names
-
-
 def test_a_large_target_is_learnt_after_and_not_before_in_raw_numbers():
     assert trained(raw_task()) < 0.1
     assert trained(NormalizeTarget().treat_task(raw_task()).subject) > 0.95
@@ -109,7 +104,7 @@ def test_the_pasted_code_gives_the_same_output_and_loss():
     torch.manual_seed(0)
     model = treated.subject.model()
     torch.manual_seed(0)
-    names = pasted(treated.code, model=net())
+    names = ran(treated.code, model=net())
     data, target = batches()[0]
     torch.testing.assert_close(names["model"](data), model(data), rtol=1e-5, atol=1e-2)
     by_hand = functional.mse_loss(names["normalized"](names["model"](data)), names["normalized"](target))

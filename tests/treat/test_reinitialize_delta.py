@@ -1,9 +1,8 @@
 """Delta-orthogonal convolutions: norms of images, groups, fewer outputs than inputs, the pasted code."""
 
-import copy
-
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 
 from evengrad.nouns import SettingError
@@ -12,12 +11,6 @@ from evengrad.treat import Reinitialize
 
 def drawn(model, **settings):
     return Reinitialize(scheme="delta_orthogonal", gain=1.0, **settings).treat(model, seed=3)
-
-
-def pasted(code, model):
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(compile(code, "pasted", "exec"), names)
-    return names["model"]
 
 
 CONVOLUTIONS = {

@@ -1,10 +1,10 @@
 """Recurrent weights at the edge of stability: gains, gates that remember, networks written by hand, and data."""
 
-import copy
 import math
 
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -14,12 +14,6 @@ from evengrad.treat import Reinitialize
 
 def drawn(model, batch=None, **settings):
     return Reinitialize(**settings).treat(model, seed=3, batch_input=batch)
-
-
-def pasted(code, model):
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(compile(code, "pasted", "exec"), names)
-    return names["model"]
 
 
 def both(treated, model):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 from torch.nn import functional
 
@@ -54,9 +55,7 @@ def test_a_function_on_the_first_tensor_of_a_mapping_is_removed(function):
     treated = RemoveOutputActivation().treat(model, batch_input=x)
     expected = model.last(torch.tanh(model.first(x)))
     assert torch.equal(treated.subject(x)["logits"], expected)
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(treated.code, names)
-    assert torch.equal(names["model"](x)["logits"], expected)
+    assert torch.equal(pasted(treated.code, model)(x)["logits"], expected)
     assert len(list(treated.subject.children())) == 3  # the tanh between the layers is a function still
 
 

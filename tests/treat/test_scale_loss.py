@@ -4,16 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pasted_code import ran
 from torch import nn
 
 from evengrad.nouns import SettingError, TreatmentError
 from evengrad.treat import ScaleLoss
-
-
-def pasted(code, **names):
-    names |= {"torch": torch, "nn": nn}
-    exec(compile(code, "pasted", "exec"), names)
-    return names
 
 
 def weak_gradient(scale):
@@ -40,7 +35,7 @@ def test_the_scale_is_set(task, scale, wanted):
 def test_the_pasted_code_divides_what_was_multiplied(task):
     layer = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    names = pasted(ScaleLoss(scale=16.0).treat_task(task).code)
+    names = ran(ScaleLoss(scale=16.0).treat_task(task).code)
     (16.0 * layer(torch.ones(1, 3)).sum()).backward()
     names["unscale"](optimizer)
     assert layer.weight.grad.flatten().tolist() == [1.0] * 3

@@ -1,9 +1,8 @@
 """What is replaced, wrapped and joined, and what is left alone."""
 
-import copy
-
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 from torch.nn.functional import leaky_relu, relu
 
@@ -163,9 +162,7 @@ def test_a_norm_added_before_is_inside_the_block(make_deep):
     treated = Combined((AddNormalization(), AddResidual())).treat(model, batch_input=batch)
     block = treated.subject[2].block
     assert [type(module).__name__ for module in block.modules()][1:] == ["Sequential", "Linear", "LayerNorm", "Tanh"]
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(treated.code, names)
-    torch.testing.assert_close(names["model"](batch), treated.subject(batch))
+    torch.testing.assert_close(pasted(treated.code, model)(batch), treated.subject(batch))
 
 
 def test_a_wider_a_strided_and_the_last_layer_get_no_shortcut_without_weights():

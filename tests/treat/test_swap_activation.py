@@ -5,17 +5,12 @@ import pickle
 
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 from torch.nn import functional
 
 from evengrad.nouns import TreatmentError
 from evengrad.treat import Combined, Reinitialize, SwapActivation
-
-
-def pasted(code, model):
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(compile(code, "pasted", "exec"), names)
-    return names["model"]
 
 
 def test_a_function_between_layers_is_swapped(models):

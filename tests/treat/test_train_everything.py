@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from pasted_code import ran
 from torch import nn
 from torch.nn import functional
 
@@ -91,12 +92,6 @@ def final_loss(task):
     return loss.item()
 
 
-def pasted(code, **names):
-    names |= {"torch": torch, "nn": nn}
-    exec(compile(code, "pasted", "exec"), names)
-    return names
-
-
 @pytest.mark.parametrize("sick", [task_of(Listed), task_of(frozen), task_of(plain, head_only)])
 def test_what_random_features_cannot_learn_is_learnt_after(sick):
     assert final_loss(TrainEverything().treat_task(sick).subject) < 0.3 * final_loss(sick)
@@ -135,7 +130,7 @@ def test_the_pasted_code_connects_the_same(model):
     torch.manual_seed(2)
     made = treated.subject.model()
     torch.manual_seed(2)
-    by_hand = pasted(treated.code, model=model(), optimizer=everything(nn.Linear(1, 1)))
+    by_hand = ran(treated.code, model=model(), optimizer=everything(nn.Linear(1, 1)))
     assert by_hand["model"].state_dict().keys() == made.state_dict().keys()
     assert all(value.requires_grad for value in by_hand["model"].parameters())
     torch.testing.assert_close(by_hand["model"](batches()[0][0]), made(batches()[0][0]), rtol=0, atol=0)

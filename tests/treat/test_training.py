@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pasted_code import ran
 from torch import nn
 
 from evengrad.clip import policy_of
@@ -19,12 +20,6 @@ from evengrad.treat import (
     bound_from,
     factor_from_update_ratio,
 )
-
-
-def pasted(code, **names):
-    names |= {"torch": torch, "nn": nn}
-    exec(compile(code, "pasted", "exec"), names)
-    return names
 
 
 def two_groups(model):
@@ -62,7 +57,7 @@ def test_adaptive_clipping_is_the_default_policy_and_needs_no_number(task):
 def test_the_pasted_adaptive_clipping_is_a_guard_that_clips(task):
     model = nn.Linear(3, 3)
     names = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=1.0)}
-    pasted(ClipGradients(policy="adaptive").treat_task(task).code, **names)
+    ran(ClipGradients(policy="adaptive").treat_task(task).code, **names)
     moved = []
     for factor in (1.0, 1.0, 1.0, 1e6):
         before = model.weight.detach().clone()
@@ -113,7 +108,7 @@ def test_a_ratio_that_is_none_is_named(ratio):
 def test_the_pasted_clipping_clips(task):
     model = nn.Linear(3, 3)
     (1e6 * model(torch.ones(2, 3))).sum().backward()
-    pasted(ClipGradients(max_norm=0.5).treat_task(task).code, model=model)
+    ran(ClipGradients(max_norm=0.5).treat_task(task).code, model=model)
     assert torch.cat([value.grad.flatten() for value in model.parameters()]).norm().item() == pytest.approx(
         0.5, rel=1e-3
     )
@@ -124,7 +119,7 @@ def test_every_learning_rate_is_scaled_and_said(task):
     optimizer = treated.subject.optimizer(task.model())
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.003, 0.002])
     assert treated.changes == ("learning rate 0.3, 0.2 -> 0.003, 0.002",)
-    by_hand = pasted(treated.code, optimizer=two_groups(task.model()))["optimizer"]
+    by_hand = ran(treated.code, optimizer=two_groups(task.model()))["optimizer"]
     assert [group["lr"] for group in by_hand.param_groups] == [group["lr"] for group in optimizer.param_groups]
 
 
@@ -157,7 +152,7 @@ def test_a_new_optimizer_keeps_groups_weight_decay_and_direction(task, to, kind,
     treated = SwapOptimizer(to=to).treat_task(grouped)
     model = task.model()
     made = treated.subject.optimizer(model)
-    by_hand = pasted(treated.code, optimizer=two_groups(model))["optimizer"]
+    by_hand = ran(treated.code, optimizer=two_groups(model))["optimizer"]
     for optimizer in (made, by_hand):
         assert type(optimizer) is kind
         assert [group["lr"] for group in optimizer.param_groups] == [lr, lr]
@@ -203,7 +198,7 @@ def test_combined_treatments_change_model_and_training_in_their_order(task):
     assert treated.subject.optimizer(model).defaults["momentum"] == 0.9
     assert any("for the tanh that follows" in change for change in treated.changes)
     assert len(treated.changes) == 5
-    names = pasted(treated.code, model=task.model(), optimizer=task.optimizer(model))
+    names = ran(treated.code, model=task.model(), optimizer=task.optimizer(model))
     assert isinstance(names["model"][1], nn.Tanh)
     assert isinstance(names["optimizer"], torch.optim.SGD)
 
@@ -254,7 +249,7 @@ def test_the_rate_that_a_schedule_remembers_is_scaled_too(task):
     treated = ScaleLearningRate(factor=0.1).treat_task(replace(task, optimizer=with_schedule))
     for optimizer in (
         treated.subject.optimizer(task.model()),
-        pasted(treated.code, optimizer=with_schedule(task.model()))["optimizer"],
+        ran(treated.code, optimizer=with_schedule(task.model()))["optimizer"],
     ):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.025)
         assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.05)

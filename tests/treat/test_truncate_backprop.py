@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
@@ -39,12 +40,6 @@ def make(request):
 
 def truncated(model, steps, batch=None):
     return TruncateBackprop(steps=steps).treat(model, batch_input=batch)
-
-
-def pasted(code, model):
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(compile(code, "pasted", "exec"), names)
-    return names["model"]
 
 
 def both(treated, model):

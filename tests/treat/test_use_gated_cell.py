@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from pasted_code import pasted
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -35,12 +36,6 @@ class Loop(nn.Module):
         for step in x.unbind(1):
             state = self.cell(step, state)
         return self.head(state)
-
-
-def pasted(code, model):
-    names = {"torch": torch, "nn": nn, "model": copy.deepcopy(model)}
-    exec(compile(code, "pasted", "exec"), names)
-    return names["model"]
 
 
 def all_equal(one, other):
