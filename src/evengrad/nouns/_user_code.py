@@ -6,6 +6,7 @@ import re
 import site
 import sysconfig
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -79,6 +80,7 @@ def in_words(err: BaseException, *, when: str = "") -> str:
     return said[: MOST_CHARACTERS - len(where)] + where
 
 
+@cache  # asked for by thousands of modules: sysconfig takes a millisecond each time
 def installed_folders() -> tuple[str, ...]:
     """List the folders of the standard library and of installed packages, each with a slash at its end."""
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]

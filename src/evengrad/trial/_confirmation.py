@@ -10,13 +10,13 @@ from typing import final
 from torch import nn
 
 from evengrad.nouns import Finding, Trial, Verdict
+from evengrad.treat import built
 from evengrad.trial._candidates import Candidate
 from evengrad.trial._control import DOUBT_FRAC, is_doubtful
 from evengrad.trial._course import Course, is_flat
 from evengrad.trial._engine import Failure
 from evengrad.trial._judge import gains_of, hopeless, is_sick, judge
 from evengrad.trial._seeded import seeded
-from evengrad.trial._user_code import built
 
 Fresh = tuple[float | None, float | None]
 """Metrics of a fresh untreated and a fresh treated model; None where there is none."""

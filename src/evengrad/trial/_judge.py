@@ -119,7 +119,17 @@ def _step(values: Sequence[float], best_of: Callable[[Sequence[float]], float]) 
 
 def loss_at_end(trial: Trial) -> float:
     """Average the last tenth of the losses; not finite where there is none."""
-    tail = trial.losses[-max(1, round(TAIL_FRAC * len(trial.losses))) :]
+    return tail_mean(trial.losses)
+
+
+def tail_mean(losses: Sequence[float]) -> float:
+    """Average the last tenth of some losses; NaN of none.
+
+    Example:
+        >>> tail_mean([9.0] * 18 + [1.0, 3.0])
+        2.0
+    """
+    tail = losses[-max(1, round(TAIL_FRAC * len(losses))) :]
     return mean(tail) if tail else float("nan")
 
 

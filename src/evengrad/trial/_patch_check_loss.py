@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evengrad.nouns import Task, output_of
 from evengrad.trial._patch_check import SEED, made_or_refused
 from evengrad.trial._patch_source import NoPatchError
+from evengrad.trial._precision import autocast_of
 from evengrad.trial._seeded import seeded
 from evengrad.trial._user_code import first_batch
 
@@ -20,6 +22,7 @@ DRAWS = 3
 TOLERANCE = 1e-4
 
 Loss = Callable[[Any, Any], Any]
+Cast = Callable[[], AbstractContextManager[object]]
 
 
 def check_loss(loss: Loss, treated: Task) -> None:
@@ -30,21 +33,22 @@ def check_loss(loss: Loss, treated: Task) -> None:
     """
     if getattr(treated, "backward", None) is not None:
         raise NoPatchError("the task has a loop of its own")
-    output, target = _first_output(treated)
+    model = made_or_refused(treated.model, "the treated factory")
+    cast = partial(autocast_of, treated.autocast, model)
+    output, target = _first_output(model, treated, cast)
     for seed in range(DRAWS):
         noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(output)
         tried = output if seed == 0 else output + noise * output.std(correction=0)
         came, wanted = (
-            made_or_refused(partial(_with_slope, one, tried, target, treated), "the edited loss")
+            made_or_refused(partial(_with_slope, one, tried, target, cast), "the edited loss")
             for one in (loss, treated.loss)
         )
         if not all(_near(one, other) for one, other in zip(came, wanted, strict=True)):
             raise NoPatchError("the edited loss gives other numbers than that of the treated task")
 
 
-def _first_output(treated: Task) -> tuple[Tensor, Any]:
-    model = made_or_refused(treated.model, "the treated factory")
-    with seeded(SEED), torch.no_grad(), _cast_as(treated):
+def _first_output(model: nn.Module, treated: Task, cast: Cast) -> tuple[Tensor, Any]:
+    with seeded(SEED), torch.no_grad(), cast():
         inputs, target = first_batch(treated)
         output = output_of(model.eval(), inputs)
     if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -52,18 +56,12 @@ def _first_output(treated: Task) -> tuple[Tensor, Any]:
     return output, target
 
 
-def _with_slope(loss: Loss, output: Tensor, target: Any, treated: Task) -> tuple[Tensor, Tensor]:
+def _with_slope(loss: Loss, output: Tensor, target: Any, cast: Cast) -> tuple[Tensor, Tensor]:
     leaf = output.detach().clone().requires_grad_()
-    with torch.enable_grad(), _cast_as(treated):
+    with torch.enable_grad(), cast():
         value = loss(leaf, target)
     (slope,) = torch.autograd.grad(value, leaf)
     return value.detach(), slope
-
-
-def _cast_as(task: Task) -> torch.autocast:
-    """Cast as the training of a task does."""
-    kind = torch.float16 if task.autocast == "float16" else torch.bfloat16
-    return torch.autocast("cpu", dtype=kind, enabled=task.autocast is not None)
 
 
 def _near(one: Tensor, other: Tensor) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ast
 import difflib
 import io
-import sysconfig
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import CodeType
 from typing import TypeVar, final
+
+from evengrad.nouns import installed_folders
 
 LARGEST_FILE_BYTES = 1_000_000
 MARK = "\ufeff"  # the byte-order mark that some editors write
@@ -239,13 +239,7 @@ def is_installed(filename: str | None) -> bool:
     path = Path(filename)
     if {"site-packages", "dist-packages"} & set(path.parts):
         return True
-    return any(path.is_relative_to(folder) for folder in _installed_folders())
-
-
-@cache  # asked for by thousands of modules: sysconfig takes a millisecond each time
-def _installed_folders() -> tuple[Path, ...]:
-    folders = [Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
-    return tuple(folder.resolve() for folder in folders)
+    return filename.startswith(installed_folders()) or path.is_relative_to(Path(__file__).parents[1])
 
 
 def _lines(text: str) -> list[str]:

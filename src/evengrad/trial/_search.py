@@ -83,14 +83,14 @@ class Search:
         self._look()
         if self.scout is None:
             return
-        if self._found():
+        if self._search():
             return
         first = self.scout, self.findings
-        if self._sick_of_something_else() and not self._found() and first[1]:
+        if self._sick_of_something_else() and not self._search() and first[1]:
             self.scout, self.findings = first
 
-    def _found(self) -> bool:
-        """Choose among treatments and confirm, until one holds."""
+    def _search(self) -> bool:
+        """Choose among treatments and confirm, until one holds; tell whether one does."""
         treatments = self._treatments()
         if not treatments:
             return False

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import prod
 
 from evengrad.nouns import Trial
 from evengrad.treat import AbstractTreatment, ScaleLearningRate
 from evengrad.trial._candidates import parts_of
 from evengrad.trial._entrant import Entrant, metric_at
-from evengrad.trial._judge import LEAST_GAIN_FRAC, loss_at_end
+from evengrad.trial._judge import LEAST_GAIN_FRAC, tail_mean
 
 LATE_FRAC = 0.1  # of what a loss came down by
 
@@ -51,13 +50,8 @@ def settled(trial: Trial, step: int) -> bool:
     then, now = metric_at(trial, step), metric_at(trial, trial.steps)
     if step >= trial.steps or then is None or now is None or now - then > LEAST_GAIN_FRAC * abs(now):
         return False
-    start, before, end = (_mean_loss(trial, at) for at in (1, step, trial.steps))
+    start, before, end = (tail_mean(trial.losses[:at]) for at in (1, step, trial.steps))
     return before - end <= LATE_FRAC * max(start - end, 0.0)
-
-
-def _mean_loss(trial: Trial, until: int) -> float:
-    losses = trial.losses[:until]
-    return loss_at_end(replace(trial, losses=losses))
 
 
 def factor_between(one: AbstractTreatment, other: AbstractTreatment) -> float:

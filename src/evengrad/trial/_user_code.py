@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from evengrad.nouns import BatchError, EvengradError, OptimizerError, Task, TaskError, in_words, made
 from evengrad.probe import named_parameters
-from evengrad.treat import built as built  # noqa: PLC0414 (one function, known to trials from here)
+from evengrad.treat import built
 
 Batch = tuple[Any, Any]
 
