@@ -10,7 +10,7 @@ from statistics import fmean, median
 
 from evengrad.diagnose._constant import Level
 from evengrad.diagnose._signal import level_of
-from evengrad.nouns import Record
+from evengrad.nouns import Record, without_last_look
 
 FEWEST_LOSSES = 10
 # Windows never hold more than this: what a longer one would add to the precision of a median is below 3 %.
@@ -41,6 +41,7 @@ class Trend:
         count: Losses that are known and finite.
         first_step: Step of the first of them.
         last_step: Step of the last.
+        steps: How many optimizer steps they stand for: the loss of a look at the model after the last step is none.
         start: Median of the first 3 % (five losses at least, so that it stands for the untrained model).
         end: Median of the last 15 %.
         best: Lowest median of a hundredth of the run (five losses at least).
@@ -69,6 +70,7 @@ class Trend:
     count: int
     first_step: int
     last_step: int
+    steps: int
     start: float
     end: float
     best: float
@@ -88,8 +90,8 @@ class Trend:
     level: Level | None
 
     @property
-    def steps(self) -> int:
-        """How many optimizer steps the losses span."""
+    def span(self) -> int:
+        """How many step numbers the losses reach over, that of a look after the last step as well."""
         return self.last_step - self.first_step + 1
 
     @property
@@ -162,6 +164,7 @@ def trend_of(record: Record) -> Trend | None:
         count=len(losses),
         first_step=finite[0][0],
         last_step=finite[-1][0],
+        steps=min(finite[-1][0], without_last_look(record.readings)[-1].step) - finite[0][0] + 1,
         start=median(_thinned(head)),
         end=median(_thinned(tail)),
         best=_lowest(losses),

@@ -22,7 +22,16 @@ from evengrad.nouns._errors import (
 from evengrad.nouns._event import Event
 from evengrad.nouns._finding import Cure, Evidence, Finding, Setting, Severity, described, printable, shortened
 from evengrad.nouns._json import from_json, to_json, to_plain
-from evengrad.nouns._reading import Ends, LayerReading, ParameterReading, Reading, Record, Setup, TensorReading
+from evengrad.nouns._reading import (
+    Ends,
+    LayerReading,
+    ParameterReading,
+    Reading,
+    Record,
+    Setup,
+    TensorReading,
+    without_last_look,
+)
 from evengrad.nouns._story import Curve, HeatMap, Story
 from evengrad.nouns._sweep import Ending, Quantities, Sweep, SweepPoint, SweepRange
 from evengrad.nouns._task import Task, output_of
@@ -83,4 +92,5 @@ __all__ = [
     "shortened",
     "to_json",
     "to_plain",
+    "without_last_look",
 ]

@@ -1,5 +1,6 @@
 """Readings: the numbers measured at one step, and the record that holds those of a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -295,3 +296,27 @@ class Record:
     complete: bool = True
     note: str = ""
     setup: Setup | None = None
+
+
+def without_last_look(readings: Sequence[Reading]) -> Sequence[Reading]:
+    """Leave out a look at the model after the last step, so that what is left can be counted as optimizer steps.
+
+    A look has gradients and layers as a step has, but no learning rate, and no weight has moved. Where no reading says
+    anything of its step, all of them count.
+
+    Args:
+        readings: In the order of their steps.
+
+    Example:
+        >>> [one.step for one in without_last_look([Reading(step=0, lrs=(0.1,)), Reading(step=1)])]
+        [0]
+        >>> [one.step for one in without_last_look([Reading(step=0), Reading(step=1)])]
+        [0, 1]
+    """
+    if not readings or _was_made(readings[-1]) or not any(map(_was_made, readings[:-1])):
+        return readings
+    return readings[:-1]
+
+
+def _was_made(reading: Reading) -> bool:
+    return bool(reading.lrs) or reading.skipped or any(one.update_ratio is not None for one in reading.weights)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evengrad.nouns import Curve, Finding, HeatMap, Reading, Record, Story
+from evengrad.nouns import Curve, Finding, HeatMap, Reading, Record, Story, without_last_look
 from evengrad.report._grid import Grid, heat_map_of, pooled
 from evengrad.report._headline import NORMS_ONLY, NOTHING, headline_of
 from evengrad.report._words import counted, number
@@ -34,7 +34,7 @@ def story_of_record(record: Record, findings: tuple[Finding, ...] = (), *, title
     maps = (_parameter_map(record, fitting), _layer_map(record.readings))
     return Story(
         title=title,
-        headline=headline_of(findings, len(record.readings), norms_only=norms_only),
+        headline=headline_of(findings, len(without_last_look(record.readings)), norms_only=norms_only),
         findings=findings,
         heat_maps=tuple(heat_map for heat_map in maps if heat_map is not None),
         curves=_loss_curve(record.readings),

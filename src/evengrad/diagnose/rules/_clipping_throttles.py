@@ -9,7 +9,7 @@ from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._movement import is_of_adams_kind, sampled, typical_ratio
 from evengrad.diagnose._proposals import cure
 from evengrad.diagnose._trend import trend_of
-from evengrad.nouns import Cure, Evidence, Reading, Record, Setup
+from evengrad.nouns import Cure, Evidence, Reading, Record, Setup, without_last_look
 
 # A clip that acts at all but a few steps is no guard against outliers but a learning rate.
 ACTING_FRAC = 0.95
@@ -76,18 +76,19 @@ class ClippingThrottles(AbstractRunRule):
         way = fmean(ratios) * len(steps)
         if way >= SHORT_WAY or not _feels_scale(clipping.acting, record.setup):
             return Sign(decades=0.0)
+        count = len(without_last_look(steps))
         return Sign(
             decades=1.0,
             speaks=True,
             where=("optimizer",),
             severity="warning",
             message=(
-                f"{len(clipping.acting)} of {len(steps)} gradients were clipped{clipping.how}, and all steps together "
+                f"{len(clipping.acting)} of {count} gradients were clipped{clipping.how}, and all steps together "
                 f"could have moved the weights by {way:.2g} of their size at the most"
             ),
             evidence=(
                 clipping.number,
-                Evidence(name="gradients clipped", value=100 * len(clipping.acting) / len(steps), unit="%"),
+                Evidence(name="gradients clipped", value=100 * len(clipping.acting) / count, unit="%"),
                 Evidence(name="step over weights, mean", value=fmean(ratios)),
             ),
             when=(clipping.acting[0].step, clipping.acting[-1].step),

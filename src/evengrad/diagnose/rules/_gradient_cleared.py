@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from evengrad.diagnose._abstract import AbstractRunRule, Sign, Tells
 from evengrad.diagnose._profile import WIDEST_DECADES
 from evengrad.diagnose.rules._signal_cut import cleared
-from evengrad.nouns import Cure, Evidence, Record
+from evengrad.nouns import Cure, Evidence, Record, without_last_look
 
 # One layer could be a coincidence of names; a cleared gradient is missing everywhere.
 FEWEST_LAYERS = 2
@@ -60,7 +60,7 @@ class GradientCleared(AbstractRunRule):
             when=(measured[0].step, measured[-1].step),
             message=(
                 f"a gradient arrives at the outputs of {len(layers)} layers, and the optimizer finds that of all "
-                f"{len(record.parameters)} parameters to be zero at each of {len(measured)} steps"
+                f"{len(record.parameters)} parameters to be zero at each of {len(without_last_look(measured))} steps"
             ),
             evidence=(Evidence(name="layers that a gradient reaches", value=float(len(layers))),),
             cause=(

@@ -138,7 +138,7 @@ def _wasted(trend: Trend, record: Record, readings: Sequence[Reading]) -> Sign |
     level = trend.level
     if not (level.no_better if level is not None else trend.from_start and looks_untrained(readings[0].weights)):
         return None
-    if trend.rate_died is not None and trend.rate_died - trend.first_step <= EARLY * trend.steps:
+    if trend.rate_died is not None and trend.rate_died - trend.first_step <= EARLY * trend.span:
         return _died(trend, record, readings)
     way = way_of(readings)
     if way is None or way.length > NOWHERE or _stand_still(readings):
@@ -226,7 +226,7 @@ def _died(trend: Trend, record: Record, readings: Sequence[Reading]) -> Sign:
     rates = [max(one.lrs) for one in record.readings if one.lrs]
     peak, at = max(rates), trend.rate_died or trend.first_step
     how = "is 0" if peak == 0.0 else f"is below a thousandth of its largest, {figures(peak)},"
-    left = trend.last_step - at + 1
+    left = trend.first_step + trend.steps - at
     return Sign(
         decades=log10(max(left, 1)),
         speaks=True,

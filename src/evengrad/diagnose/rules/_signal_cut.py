@@ -12,7 +12,7 @@ from evengrad.diagnose._profile import WIDEST_DECADES, without_call
 from evengrad.diagnose._proposals import EVERYTHING_TRAINED
 from evengrad.diagnose._trend import trend_of
 from evengrad.diagnose.rules._dead_units import RECTIFIERS
-from evengrad.nouns import Cure, Evidence, Reading, Record
+from evengrad.nouns import Cure, Evidence, Reading, Record, without_last_look
 
 # A layer that starts at zero passes zeros until its first step; that none of several readings saw more is no accident.
 FEWEST_SAMPLED = 3
@@ -217,7 +217,7 @@ def _told_of_zeros(
     count = sum(len(names) for names in front.values())
     message = (
         f"the gradient that reaches `{last}` and all in front of it is exactly zero: {count} parameters of "
-        f"{len(front)} layers had none in any of {len(measured)} steps; `{behind}` behind it has one"
+        f"{len(front)} layers had none in any of {len(without_last_look(measured))} steps; `{behind}` behind it has one"
     )
     cause = (
         f"a mistake in the code: an operation between `{last}` and `{behind}` has a slope of zero; look there for "
@@ -246,7 +246,7 @@ def _told_of_a_front(
     count = sum(len(names) for names in front.values())
     message = (
         f"no gradient reaches `{last}` or anything in front of it: {count} parameters of {len(front)} layers that "
-        f"the optimizer holds had none in any of {len(measured)} steps; `{behind}` behind it has one"
+        f"the optimizer holds had none in any of {len(without_last_look(measured))} steps; `{behind}` behind it has one"
     )
     cause = (
         f"a mistake in the code: the graph ends between `{last}` and `{behind}`; look there for detach(), .data, "

@@ -126,7 +126,7 @@ def _stays(trend: Trend, shrunk: float) -> bool:
 
 def _held_down(readings: Sequence[Reading], shrunk: float, decay: float, trend: Trend) -> Sign:
     first, last = readings[0], readings[-1]
-    rate = max(last.lrs, default=float("nan"))
+    rate = next((max(one.lrs) for one in reversed(readings) if one.lrs), float("nan"))  # a look at the end has none
     return Sign(
         decades=shrunk,
         speaks=True,
