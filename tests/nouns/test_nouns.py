@@ -10,6 +10,8 @@ import sys
 import pytest
 
 import evengrad.nouns
+from evengrad.diagnose import AbstractRunRule, rules
+from evengrad.diagnose._profile import WIDEST_DECADES as RULES_WIDEST
 from evengrad.nouns import (
     Cure,
     EvengradError,
@@ -22,10 +24,12 @@ from evengrad.nouns import (
     RunLogError,
     SettingError,
     Task,
+    Trial,
     UnknownRuleError,
     described,
     shortened,
 )
+from evengrad.nouns._size import NOT_FINITE, THERE_OR_NOT, WIDEST_DECADES
 
 PUBLIC = [getattr(evengrad.nouns, name) for name in evengrad.nouns.__all__]
 CLASSES = [thing for thing in PUBLIC if inspect.isclass(thing)]
@@ -189,3 +193,24 @@ def test_the_relief_of_a_cure_is_known_once_it_was_tried():
 def test_a_gradient_norm_is_the_rms_times_the_root_of_the_count():
     assert LayerReading(name="0", kind="Linear", numel=16, grad_rms=0.5).grad_norm == 2.0
     assert LayerReading(name="0", kind="Linear", numel=16).grad_norm is None
+
+
+def test_the_size_that_stands_for_not_finite_is_the_widest_that_a_rule_gives_and_every_non_finite_rule_is_known():
+    assert WIDEST_DECADES == RULES_WIDEST
+    assert NOT_FINITE >= {rule.code for rule in rules.ALL if rule.family == "non-finite"}
+    run_rules = {rule.code for rule in rules.ALL if isinstance(rule, AbstractRunRule)}
+    assert run_rules >= THERE_OR_NOT
+    assert {rule.family for rule in rules.ALL if rule.code in THERE_OR_NOT} == {"signal-cut", "zero-grad"}
+
+
+def test_a_symptom_has_a_size_only_where_it_has_one():
+    sick = {"symptom": "s", "severity": "critical", "where": ()}
+    assert Finding(code="EG101", decades=38.5, **sick).size == 38.5, "that is what a gradient of zero has vanished by"
+    assert Finding(code="EG101", decades=7.0, **sick).size == 7.0
+    assert Finding(code="EG203", decades=38.5, **sick).size == math.inf
+    assert Finding(code="EG104", decades=5.0, **sick).size == 5.0
+    assert Finding(code="EG108", decades=38.5, **sick).size is None
+    assert Finding(code="EG804", decades=0.0, **sick).size is None
+    measured = (("EG101", 0.0), ("EG108", 38.5), ("EG201", 38.5))
+    trial = Trial(label="untreated", seed=0, steps=1, stage="scout", symptoms=measured)
+    assert trial.sizes == (("EG101", 0.0), ("EG201", math.inf))

@@ -264,7 +264,7 @@ def test_not_finite_evidence_and_sizes_are_words():
     )
     source = page(Story(title="t", headline="h", findings=(finding,)))
     assert "<dt>e</dt><dd>NaN</dd>" in source
-    assert 'aria-label="Inf decades before, NaN after"' in source
+    assert 'aria-label="not finite before, NaN after"' in source
     assert "width:nan" not in source
 
 

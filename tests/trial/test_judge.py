@@ -1,5 +1,6 @@
 """The verdict on made-up trials."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -266,3 +267,52 @@ def test_one_training_that_diverged_is_no_disease_of_two_seeds():
     assert verdict([diverged, *healthy], [trial(0.9)] * 3) == "not cured"
     assert verdict([sick(0.1), trial(0.6), trial(0.7)], [trial(0.9)] * 3) == "improved"
     assert verdict([sick(0.1), sick(0.2), trial(0.9)], [trial(0.9)] * 3) == "cured"
+
+
+def found(code, symptom):
+    return (Finding(code=code, symptom=symptom, severity="critical", where=("loss",)),)
+
+
+def test_a_symptom_without_a_size_is_given_none():
+    """Rules of whole runs leave no size in a trial, and a rule that is or is not leaves zero."""
+    for measured in ((), (("EG501", 0.0),)):
+        before = [replace(sick(0.1), symptoms=measured, findings=("EG804",))] * 2
+        after = [replace(trial(0.9), symptoms=measured)] * 2
+        codes = (*found("EG804", "not learning"), *found("EG501", "softmax twice"))
+        told = judge(before, after, codes, floors=[0.1] * 2)
+        assert told.outcome == "cured"
+        assert "symptom" not in told.message
+        assert "decades" not in told.message
+        assert told.symptoms_before == told.symptoms_after == (None, None)
+
+
+def test_what_is_not_finite_is_said_to_be_and_not_so_many_decades():
+    lost = replace(sick(None), symptoms=(("EG203", 38.5), ("EG101", 2.0)), losses=(float("nan"),))
+    told = judge([lost] * 2, [trial(0.9)] * 2, (*SICK, *found("EG203", "non-finite loss")), floors=[0.1] * 2)
+    assert "largest symptom not finite before, none after" in told.message
+    assert told.symptoms_before == (math.inf, math.inf)
+    some = replace(lost, symptoms=(("EG101", 2.0),))
+    told = judge([lost, some], [trial(0.9, symptom=1.0)] * 2, (*SICK, *found("EG203", "x")), floors=[0.1] * 2)
+    assert "not finite on 1 of 2 seeds, else 2.0 decades before, 1.0 decades after" in told.message
+
+
+def test_a_treated_training_that_ended_before_it_was_measured_has_no_symptom_of_zero():
+    gone = replace(trial(None), symptoms=())
+    told = judge([sick(0.1)] * 2, [gone] * 2, SICK, floors=[0.1] * 2)
+    assert "largest symptom 6.0 decades before, not measured after" in told.message
+    assert told.symptoms_after == (None, None)
+
+
+def test_a_verdict_carries_the_floor_and_names_it_where_only_the_floor_was_not_beaten():
+    told = judge([sick(0.05)] * 2, [trial(0.11)] * 2, SICK, floors=[0.12] * 2)
+    assert told.outcome == "not cured"
+    assert told.metric_fresh == (0.12, 0.12)
+    assert told.gain == pytest.approx(-0.01)
+    assert "not clearly better than fresh models, untrained, which reach 0.120" in told.message
+    failed = judge([losing(None, 1.0, float("nan"))] * 2, [trial(0.11)] * 2, SICK, floors=[0.12] * 2)
+    assert "which reach 0.120" in failed.message
+
+
+def test_a_floor_that_decides_nothing_is_not_in_the_message():
+    for before, after, floor in ((0.5, 0.4, 0.45), (0.5, 0.4, 0.6), (0.05, 0.9, 0.12), (0.05, 0.9, None)):
+        assert "fresh" not in judge([sick(before)] * 2, [trial(after)] * 2, SICK, floors=[floor] * 2).message

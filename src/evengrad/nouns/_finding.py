@@ -1,7 +1,9 @@
 """Findings: what a rule says, with evidence, cause and cures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from evengrad.nouns._size import size_of
 
 Severity = Literal["warning", "critical"]
 Setting = str | float | int | bool | None
@@ -39,6 +41,7 @@ class Cure:
         change: What the treatment changed, in words; or why it could not be tried.
         code: The change as code to paste.
         blames: What a success of this treatment shows to be the cause.
+        trials: What came of training with it, alone or with others, in words: `won`; empty where nothing was trained.
     """
 
     treatment: str
@@ -51,6 +54,7 @@ class Cure:
     change: str = ""
     code: str = ""
     blames: str = ""
+    trials: str = ""
 
     @property
     def relief_decades(self) -> float | None:
@@ -101,6 +105,23 @@ class Finding:
     follows: tuple[str, ...] = ()
     look_at: str = ""
 
+    @property
+    def size(self) -> float | None:
+        """Size of the symptom in decades: infinite where something is not finite, None where it has no size."""
+        return self.sized(self.decades) or None
+
+    def sized(self, decades: float | None) -> float | None:
+        """Give what a number of decades of this symptom stands for, as that before or after a cure; as `size` else.
+
+        Args:
+            decades: None where it is not known, which it stays.
+
+        Example:
+            >>> Finding(code="EG201", symptom="non-finite forward", severity="critical", where=()).sized(38.5)
+            inf
+        """
+        return None if decades is None else size_of(self.code, decades)
+
     def __str__(self) -> str:
         return "\n".join(printable(line) for line in self._lines())
 
@@ -137,9 +158,9 @@ def _cure_lines(cures: tuple[Cure, ...]) -> list[str]:
     """Describe each cure that was tried in a line of its own; the others together, by the reason why they were not."""
     untried: dict[str, list[str]] = {}
     for cure in cures:
-        if not cure.tried:
+        if not cure.tried and not cure.trials:
             untried.setdefault(cure.change or "not tried on one batch", []).append(cure.label)
-    tried = [described(cure) for cure in cures if cure.tried]
+    tried = [described(cure) for cure in cures if cure.tried or cure.trials]
     return [*tried, *(f"{', '.join(labels)}: {reason}" for reason, labels in untried.items())]
 
 
@@ -149,7 +170,12 @@ def described(cure: Cure) -> str:
     Example:
         >>> described(Cure(treatment="Reinitialize", tried=True, before_decades=7.0, after_decades=0.2, removes=True))
         'Reinitialize(): 7.0 -> 0.2 decades, symptom gone'
+        >>> described(Cure(treatment="ClipGradients", trials="won"))
+        'ClipGradients(): in trials: won'
     """
+    if cure.trials:
+        on_a_batch = f"{described(replace(cure, trials=''))}; " if cure.tried else f"{cure.label}: "
+        return f"{on_a_batch}in trials: {cure.trials}"
     if cure.before_decades is None or cure.after_decades is None:
         return f"{cure.label}: " + (f"not tried: {cure.change}" if cure.change else "not tried on this batch")
     outcome = "symptom gone" if cure.removes else "symptom still there"

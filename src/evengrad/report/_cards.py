@@ -6,7 +6,7 @@ from typing import final
 
 from evengrad.nouns import Cure, Finding
 from evengrad.report import _clean
-from evengrad.report._words import decades, finite, number
+from evengrad.report._words import NOT_FINITE, decades, finite, number, with_unit
 
 MOST_FINDINGS = 200
 _MOST_PLACES = 8
@@ -17,7 +17,10 @@ _MOST_CURES = 20
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CureRow:
-    """A cure: its label, the symptom before and after as text and as shares of the longest bar, and what it did."""
+    """A cure: its label, the symptom before and after as text and as shares of the longest bar, and what it did.
+
+    `tried` is whether it was on one batch; `trials` is what came of training with it, empty where nothing was trained.
+    """
 
     label: str
     tried: bool
@@ -29,6 +32,19 @@ class CureRow:
     outcome: str
     change: str
     code: str
+    trials: str = ""
+
+    @property
+    def sizes(self) -> str:
+        """The size before and after on one line, with the unit behind what has one."""
+        if NOT_FINITE in {self.before, self.after}:
+            return f"{with_unit(self.before)} → {with_unit(self.after)}"
+        return f"{self.before} → {self.after} decades"
+
+    @property
+    def sizes_aloud(self) -> str:
+        """The same for who cannot see the bars."""
+        return f"{with_unit(self.before)} before, {self.after} after"
 
 
 @final
@@ -80,13 +96,13 @@ def _card(finding: Finding) -> Card:
         where=tuple(_clean.name(place) for place in places),
         where_left_out=len(finding.where) - len(places),
         when=f"step {first}" + (f" to {last}" if last != first else ""),
-        size=f"{decades(finding.decades)} decades" if finding.decades else "",
+        size=with_unit(decades(finding.size)) if finding.size is not None else "",
         evidence=tuple(
             (_clean.name(item.name), f"{number(item.value)} {_clean.name(item.unit)}".strip())
             for item in finding.evidence[:_MOST_EVIDENCE]
         ),
         cause=_clean.sentence(finding.cause),
-        cures=_cure_rows(tuple(cure for cure in finding.cures[:_MOST_CURES] if cure.tried)),
+        cures=_cure_rows(finding),
         untried=_untried(finding.cures[:_MOST_CURES]),
         left_out=_left_out(finding),
         source=_clean.sentence(finding.source),
@@ -108,38 +124,40 @@ def _left_out(finding: Finding) -> str:
 
 
 def _untried(cures: tuple[Cure, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Put cures that were not tried together by the reason: the reason and their labels."""
+    """Put cures that were tried nowhere together by the reason: the reason and their labels."""
     reasons: dict[str, list[str]] = {}
     for cure in cures:
-        if not cure.tried:
+        if not cure.tried and not cure.trials:
             reasons.setdefault(_clean.sentence(cure.change) or "not tried on one batch", []).append(
                 _clean.name(cure.label)
             )
     return tuple((reason, tuple(labels)) for reason, labels in reasons.items())
 
 
-def _cure_rows(cures: tuple[Cure, ...]) -> tuple[CureRow, ...]:
+def _cure_rows(finding: Finding) -> tuple[CureRow, ...]:
+    cures = [cure for cure in finding.cures[:_MOST_CURES] if cure.tried or cure.trials]
     sizes = finite([size for cure in cures for size in (cure.before_decades, cure.after_decades)])
     longest = max(map(abs, sizes), default=0.0) or 1.0
-    return tuple(_cure_row(cure, longest) for cure in cures)
+    return tuple(_cure_row(finding, cure, longest) for cure in cures)
 
 
-def _cure_row(cure: Cure, longest: float) -> CureRow:
+def _cure_row(finding: Finding, cure: Cure, longest: float) -> CureRow:
     compared = cure.before_decades is not None and cure.after_decades is not None
-    outcome = "could not be measured"
+    outcome = "could not be measured" if cure.tried else "not tried on one batch"
     if compared:
         outcome = "symptom gone" if cure.removes else "symptom still there"
     return CureRow(
         label=_clean.name(cure.label),
         tried=compared,
         removes=cure.removes and compared,
-        before=decades(cure.before_decades) if compared else "",
-        after=decades(cure.after_decades) if compared else "",
+        before=decades(finding.sized(cure.before_decades)) if compared else "",
+        after=decades(finding.sized(cure.after_decades)) if compared else "",
         before_frac=_share(cure.before_decades, longest),
         after_frac=_share(cure.after_decades, longest),
         outcome=outcome,
         change=_clean.sentence(cure.change),
         code=_clean.code(cure.code),
+        trials=_clean.sentence(cure.trials),
     )
 
 

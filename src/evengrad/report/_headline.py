@@ -1,12 +1,15 @@
 """The first thing to be read: badge, tiles and gaps."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from evengrad.nouns import Finding, Story, Sweep
 from evengrad.report._sweep import badge_of_sweep
-from evengrad.report._words import counted, decades, mean, number
+from evengrad.report._words import counted, decades, mean, mean_size, number
+
+Values = tuple[float | None, ...]
 
 TONES = {
     "cured": "good",
@@ -14,6 +17,7 @@ TONES = {
     "not cured": "bad",
     "was not sick": "good",
     "cannot be cured by a tool": "warn",
+    "interrupted": "warn",
 }
 
 NORMS_ONLY = (
@@ -41,7 +45,7 @@ def badge(story: Story) -> tuple[str, str]:
     if story.sweep is not None:
         return badge_of_sweep(story)
     if story.verdict is not None:
-        return story.verdict.outcome, TONES.get(story.verdict.outcome, "warn")
+        return story.verdict.said, TONES.get(story.verdict.said, "warn")
     if not story.findings:
         words = [_NOT_JUDGED[note] for note in story.notes if note in _NOT_JUDGED]
         return (words[0], "fair") if words else ("no findings", "good")
@@ -55,12 +59,9 @@ def tiles(story: Story) -> tuple[Tile, ...]:
     found = [Tile(name="Findings", value=str(len(story.findings)), detail=kinds)]
     verdict = story.verdict
     if verdict is not None and (verdict.metric_before or verdict.metric_after):
-        found.append(_change("Metric", verdict.metric_before, verdict.metric_after, number))
-    if verdict is not None and (verdict.symptoms_before or verdict.symptoms_after):
-        found.append(_change("Symptom, decades", verdict.symptoms_before, verdict.symptoms_after, decades))
-    elif any(finding.decades for finding in story.findings):
-        worst = max(story.findings, key=lambda finding: finding.decades)
-        found.append(Tile(name="Largest symptom", value=decades(worst.decades), detail=f"decades, {worst.symptom}"))
+        two = (verdict.metric_before, verdict.metric_after)
+        found.append(_change("Metric", two, lambda values: number(mean(values))))
+    found += _symptom_tiles(story)
     if story.trials:
         seeds = len({trial.seed for trial in story.trials})
         seconds = sum(trial.duration_s for trial in story.trials)
@@ -72,6 +73,20 @@ def tiles(story: Story) -> tuple[Tile, ...]:
     if story.sweep is not None:
         found += _swept_tiles(story.sweep)
     return tuple(found)
+
+
+def _symptom_tiles(story: Story) -> list[Tile]:
+    """Give the sizes before and after where trials have measured some, else the largest of what was found."""
+    verdict = story.verdict
+    if verdict is not None and any(size is not None for size in (*verdict.symptoms_before, *verdict.symptoms_after)):
+        two = (verdict.symptoms_before, verdict.symptoms_after)
+        return [replace(_change("Symptom, decades", two, lambda sizes: decades(mean_size(sizes))), detail="")]
+    sizes = [(size, finding.symptom) for finding in story.findings if (size := finding.size) is not None]
+    if not sizes:
+        return []
+    size, symptom = max(sizes, key=lambda pair: pair[0])
+    unit = "decades, " if math.isfinite(size) else ""
+    return [Tile(name="Largest symptom", value=decades(size), detail=f"{unit}{symptom}")]
 
 
 def _swept_tiles(sweep: Sweep) -> list[Tile]:
@@ -104,15 +119,11 @@ def headline_of(findings: tuple[Finding, ...], steps: int, *, norms_only: bool =
     return f"{counted(len(findings), 'finding')} in {counted(steps, 'step')}: {', '.join(named)}{more}"
 
 
-def _change(
-    name: str,
-    before: tuple[float | None, ...],
-    after: tuple[float | None, ...],
-    written: Callable[[float | None], str],
-) -> Tile:
+def _change(name: str, two: tuple[Values, Values], written: Callable[[Values], str]) -> Tile:
+    before, after = two
     failed = sum(1 for value in (*before, *after) if value is None)
     detail = f"mean of {counted(max(len(before), len(after)), 'seed')}" + (f", {failed} failed" if failed else "")
-    return Tile(name=name, value=f"{written(mean(before))} → {written(mean(after))}", detail=detail)
+    return Tile(name=name, value=f"{written(before)} → {written(after)}", detail=detail)
 
 
 def _critical(findings: tuple[Finding, ...]) -> int:

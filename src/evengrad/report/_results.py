@@ -8,9 +8,10 @@ from typing import final
 
 from evengrad.nouns import Trial, Verdict
 from evengrad.report import _clean
-from evengrad.report._words import NOTHING, decades, finite, mean, number, signed, spread
+from evengrad.report._words import NOTHING, decades, finite, mean, mean_size, number, signed, size_spread, spread
 
 MOST_TRIALS = 1000
+FRESH = "of fresh models, which nothing has trained"
 
 
 @final
@@ -48,12 +49,13 @@ class SpreadRow:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeedRow:
-    """One confirming seed: before, after, difference; and the metrics as shares of their common range."""
+    """One confirming seed: before, fresh models, after, gain; and the metrics as shares of their common range."""
 
     seed: str
     before: str
+    fresh: str
     after: str
-    difference: str
+    gain: str
     symptom_before: str
     symptom_after: str
     before_frac: float | None
@@ -63,12 +65,17 @@ class SeedRow:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """The verdict in words and rows; the last row is the mean."""
+    """The verdict in words and rows; the last row is the mean.
+
+    Without the metrics of fresh models, as in stories of before they were kept, nobody knows what the gain of a seed
+    is, and the rows have the difference to the untreated training instead.
+    """
 
     outcome: str
     label: str
     message: str
     gain: str
+    has_fresh: bool
     seeds: tuple[SeedRow, ...]
     mean: SeedRow
     spread_before: str
@@ -90,7 +97,7 @@ def _trial_row(trial: Trial) -> TrialRow:
         stage=_clean.name(trial.stage),
         steps=str(trial.steps) if done in {0, trial.steps} else f"{done} of {trial.steps}",
         metric=number(trial.metric),
-        symptom=decades(_largest(trial)) if trial.symptoms else NOTHING,
+        symptom=decades(_largest(trial)),
         findings=_clean.name(", ".join(trial.findings)) or "none",
         error=_clean.sentence(trial.error),
         seconds=f"{trial.duration_s:.1f}",
@@ -108,7 +115,7 @@ def spread_rows(trials: tuple[Trial, ...]) -> tuple[SpreadRow, ...]:
 
 def _spread_row(label: str, stage: str, group: Sequence[Trial]) -> SpreadRow:
     metrics = [trial.metric for trial in group]
-    symptoms = [_largest(trial) for trial in group if trial.symptoms]
+    symptoms = [_largest(trial) for trial in group]
     return SpreadRow(
         label=_clean.name(label),
         stage=_clean.name(stage),
@@ -116,60 +123,54 @@ def _spread_row(label: str, stage: str, group: Sequence[Trial]) -> SpreadRow:
         failed=sum(1 for trial in group if trial.error or trial.metric is None),
         metric_mean=number(mean(metrics)),
         metric_spread=spread(metrics),
-        symptom_mean=decades(mean(symptoms)),
-        symptom_spread=_decades_spread(symptoms),
+        symptom_mean=decades(mean_size(symptoms)),
+        symptom_spread=size_spread(symptoms),
     )
 
 
-def _largest(trial: Trial) -> float:
-    sizes = [size for _, size in trial.symptoms]
-    return math.nan if any(math.isnan(size) for size in sizes) else max(sizes, default=0.0)
-
-
-def _decades_spread(sizes: Sequence[float]) -> str:
-    kept = finite(sizes)
-    return f"{decades(min(kept))} to {decades(max(kept))}" if len(kept) > 1 else NOTHING
+def _largest(trial: Trial) -> float | None:
+    sizes = [size for _, size in trial.sizes]
+    return math.nan if any(math.isnan(size) for size in sizes) else max(sizes, default=None)
 
 
 def proof_of(verdict: Verdict) -> Proof:
     """Make the rows of a verdict; a missing value shows as failed or as nothing."""
-    before, after = verdict.metric_before, verdict.metric_after
-    known = finite((*before, *after))
-    low, high = (min(known), max(known)) if known else (0.0, 0.0)
-    found = zip_longest(verdict.seeds, before, after, verdict.symptoms_before, verdict.symptoms_after)
+    before, after, fresh = verdict.metric_before, verdict.metric_after, verdict.metric_fresh
+    sizes_before, sizes_after = verdict.symptoms_before, verdict.symptoms_after
+    found = list(zip_longest(verdict.seeds, before, fresh, after, sizes_before, sizes_after))
+    gains = [_gain_of(*metrics) for _, *metrics, _, _ in found]
+    limits = _limits((*before, *after))
     rows = tuple(
-        _without(
-            _seed_row(str(seed) if seed is not None else NOTHING, numbers, low, high),
-            before=place >= len(before),
-            after=place >= len(after),
+        replace(
+            _seed_row(str(seed) if seed is not None else NOTHING, numbers, limits),
+            before=NOTHING if place >= len(before) else _or_failed(numbers[0]),
+            after=NOTHING if place >= len(after) else _or_failed(numbers[2]),  # what nobody has trained has not failed
+            gain=signed(gains[place]),
         )
         for place, (seed, *numbers) in enumerate(found)
     )
-    means = (mean(before), mean(after), mean(verdict.symptoms_before), mean(verdict.symptoms_after))
-    paired = [b - a for a, b in zip(before, after, strict=False) if a is not None and b is not None]
+    means = (mean(before), mean(fresh), mean(after), mean_size(sizes_before), mean_size(sizes_after))
+    # Of the pairs: the difference of the means mixes seeds where one failed.
+    mean_gain = verdict.gain if fresh and verdict.gain is not None else mean(gains)
     return Proof(
-        outcome=_clean.name(verdict.outcome),
+        outcome=_clean.name(verdict.said),
         label=_clean.name(verdict.label),
         message=_clean.sentence(verdict.message),
         gain=_gain(verdict),
+        has_fresh=bool(fresh),
         seeds=rows,
-        mean=replace(
-            _seed_row("mean", means, low, high),
-            before=number(means[0]),
-            after=number(means[1]),
-            difference=signed(mean(paired)),  # of the pairs: the difference of the means mixes seeds where one failed
-        ),
+        mean=replace(_seed_row("mean", means, limits), gain=signed(mean_gain)),
         spread_before=spread(before),
         spread_after=spread(after),
-        symptom_spread_before=_decades_spread(verdict.symptoms_before),
-        symptom_spread_after=_decades_spread(verdict.symptoms_after),
+        symptom_spread_before=size_spread(sizes_before),
+        symptom_spread_after=size_spread(sizes_after),
     )
 
 
-def _without(row: SeedRow, *, before: bool, after: bool) -> SeedRow:
-    """Take out what nobody has trained: that has not failed."""
-    row = replace(row, before=NOTHING) if before else row
-    return replace(row, after=NOTHING) if after else row
+def _gain_of(before: float | None, fresh: float | None, after: float | None) -> float | None:
+    """Gain over the better of the untreated training and the fresh models, as the verdict has it."""
+    known = [value for value in (before, fresh) if value is not None]
+    return None if after is None or not known else after - max(known)
 
 
 def _gain(verdict: Verdict) -> str:
@@ -177,22 +178,30 @@ def _gain(verdict: Verdict) -> str:
         return ""
     low, high = verdict.gain_interval
     interval = f"bootstrap interval {signed(low)} to {signed(high)} (95 %)"
-    over = "over the best of the untreated training and the fresh models of the same seed"
-    return f"mean gain {signed(verdict.gain)}, {interval}, {over}"
+    return f"mean gain {signed(verdict.gain)}, {interval}, over the better of the untreated training and {FRESH}"
 
 
-def _seed_row(seed: str, numbers: Sequence[float | None], low: float, high: float) -> SeedRow:
-    before, after, symptom_before, symptom_after = numbers
-    both = before is not None and after is not None
+def _or_failed(metric: float | None) -> str:
+    return "failed" if metric is None else number(metric)
+
+
+def _limits(metrics: Sequence[float | None]) -> tuple[float, float]:
+    known = finite(metrics)
+    return (min(known), max(known)) if known else (0.0, 0.0)
+
+
+def _seed_row(seed: str, numbers: Sequence[float | None], limits: tuple[float, float]) -> SeedRow:
+    before, fresh, after, symptom_before, symptom_after = numbers
     return SeedRow(
         seed=seed,
-        before="failed" if before is None else number(before),
-        after="failed" if after is None else number(after),
-        difference=signed(after - before) if both and before is not None and after is not None else NOTHING,
+        before=number(before),
+        fresh=number(fresh),
+        after=number(after),
+        gain=NOTHING,
         symptom_before=decades(symptom_before),
         symptom_after=decades(symptom_after),
-        before_frac=_place(before, low, high),
-        after_frac=_place(after, low, high),
+        before_frac=_place(before, *limits),
+        after_frac=_place(after, *limits),
     )
 
 

@@ -152,10 +152,11 @@ def _cure(cure: CureRow) -> Group:
     if cure.tried:
         before, after = (bar(share, full_decades=1.0, width=12) for share in (cure.before_frac, cure.after_frac))
         style = "green" if cure.removes else ""
-        lines.append(Text.assemble(f"  {before} ", f"{cure.before} → {cure.after} decades, ", (cure.outcome, style)))
+        lines.append(Text.assemble(f"  {before} ", f"{cure.sizes}, ", (cure.outcome, style)))
         lines.append(Text(f"  {after}"))
     else:
         lines.append(Text(f"  {cure.outcome}", style="dim"))
+    lines += [Text(f"  in trials: {cure.trials}", style="bold")] if cure.trials else []
     lines += [Text(f"  {cure.change}", style="dim")] if cure.change else []
     return Group(*lines)
 
@@ -235,18 +236,20 @@ def _verdict_parts(proof: Proof) -> Iterable[RenderableType]:
     if proof.gain:
         yield Text(proof.gain)
     if proof.seeds:
-        table = _table("seed", ">metric before", ">after", ">difference", ">symptom before", ">after")
+        metrics = (">fresh", ">after", ">gain") if proof.has_fresh else (">after", ">difference")
+        table = _table("seed", ">metric before", *metrics, ">symptom before", ">after")
         for row in proof.seeds:
-            table.add_row(*_seed(row))
-        table.add_row(*_seed(proof.mean), style="bold")
-        spreads = (proof.spread_before, proof.spread_after, "", proof.symptom_spread_before, proof.symptom_spread_after)
-        table.add_row("min to max", *map(Text, spreads))
+            table.add_row(*_seed(row, proof))
+        table.add_row(*_seed(proof.mean, proof), style="bold")
+        spreads = (proof.spread_before, *[""] * proof.has_fresh, proof.spread_after, "")
+        sizes = (proof.symptom_spread_before, proof.symptom_spread_after)
+        table.add_row("min to max", *map(Text, (*spreads, *sizes)))
         yield table
 
 
-def _seed(row: SeedRow) -> list[Text]:
-    cells = (row.seed, row.before, row.after, row.difference, row.symptom_before, row.symptom_after)
-    return [Text(cell) for cell in cells]
+def _seed(row: SeedRow, proof: Proof) -> list[Text]:
+    metrics = (row.before, *[row.fresh] * proof.has_fresh, row.after, row.gain)
+    return [Text(cell) for cell in (row.seed, *metrics, row.symptom_before, row.symptom_after)]
 
 
 def _trial_parts(story: Story) -> Iterable[RenderableType]:

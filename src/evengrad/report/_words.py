@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 NOTHING = "–"
+NOT_FINITE = "not finite"
 
 
 def number(value: float | None) -> str:
@@ -33,13 +34,25 @@ def signed(value: float | None) -> str:
 
 
 def decades(value: float | None) -> str:
-    """Write a size in powers of ten.
+    """Write a size in powers of ten: an infinite one stands for what is not finite.
 
     Example:
-        >>> decades(7.04)
-        '7.0'
+        >>> decades(7.04), decades(float("inf")), decades(None)
+        ('7.0', 'not finite', '–')
     """
-    return f"{value:.1f}" if value is not None and math.isfinite(value) else number(value)
+    if value is None or math.isnan(value):
+        return number(value)
+    return f"{value:.1f}" if math.isfinite(value) else NOT_FINITE
+
+
+def with_unit(size: str) -> str:
+    """Put the unit behind a size that has one.
+
+    Example:
+        >>> with_unit(decades(7.04)), with_unit(decades(float("inf")))
+        ('7.0 decades', 'not finite')
+    """
+    return size if size in {NOT_FINITE, NOTHING} else f"{size} decades"
 
 
 def counted(count: int, thing: str) -> str:
@@ -74,3 +87,27 @@ def spread(values: Sequence[float | None]) -> str:
     """
     kept = finite(values)
     return f"{number(min(kept))} to {number(max(kept))}" if len(kept) > 1 else NOTHING
+
+
+def mean_size(sizes: Sequence[float | None]) -> float | None:
+    """Average sizes in decades: not finite as soon as one is not, as no number is near that.
+
+    Example:
+        >>> mean_size([1.0, None, 3.0]), mean_size([1.0, math.inf])
+        (2.0, inf)
+    """
+    return math.inf if any(size is not None and math.isinf(size) for size in sizes) else mean(sizes)
+
+
+def size_spread(sizes: Sequence[float | None]) -> str:
+    """Write the smallest and the largest of several sizes; one has no spread.
+
+    Example:
+        >>> size_spread([1.0, math.inf, None]), size_spread([math.inf, math.inf]), size_spread([1.0])
+        ('1.0 to not finite', 'not finite', '–')
+    """
+    kept = [size for size in sizes if size is not None and not math.isnan(size)]
+    if len(kept) < 2:
+        return NOTHING
+    low, high = decades(min(kept)), decades(max(kept))
+    return low if low == high == NOT_FINITE else f"{low} to {high}"

@@ -10,6 +10,7 @@ from statistics import mean, median, stdev
 from evengrad.nouns import Finding, Outcome, Trial, Verdict
 from evengrad.trial._bootstrap import interval_of_mean
 from evengrad.trial._control import DOUBT_FRAC
+from evengrad.trial._told import lost_to, message, sizes_of, spread
 
 # Metrics closer than this share of the better half's spread are taken as equal, and the smaller change wins.
 EQUAL_FRAC = 0.02
@@ -165,28 +166,31 @@ def judge(
         control: Treated trials on shuffled targets, same seeds; empty where none was needed.
     """
     codes = frozenset(finding.code for finding in findings)
-    symptoms_before = tuple(largest_symptom(trial, codes) for trial in before)
-    symptoms_after = tuple(largest_symptom(trial, codes) for trial in after)
+    largest = [[largest_symptom(trial, codes) for trial in trials] for trials in (before, after)]
     healthy = [
         not trial.findings and (size_after < size_before or size_before == 0.0)
-        for trial, size_before, size_after in zip(after, symptoms_before, symptoms_after, strict=True)
+        for trial, size_before, size_after in zip(after, *largest, strict=True)
     ]
+    sizes = sizes_of(before, after, codes)
     gains = [gain for gain in gains_of(before, after, floors) if gain is not None]
     outcome: Outcome = "not cured"
     if beats_chance(before, after, floors) and (not control or _beats_control(after, control)):
         proved = sum(map(is_sick, before)) > 1 and not same_training(after)
         outcome = "cured" if all(healthy) and proved and findings else "improved"
+    text = message(before, after, sizes, codes) + _doubts(after, control)
+    text += lost_to(_deciding(before, after, floors)) if outcome == "not cured" else ""
     return Verdict(
         outcome=outcome,
         label=after[0].label if after else "",
         metric_before=tuple(trial.metric for trial in before),
         metric_after=tuple(trial.metric for trial in after),
-        symptoms_before=symptoms_before,
-        symptoms_after=symptoms_after,
+        metric_fresh=tuple(floors),
+        symptoms_before=sizes[0],
+        symptoms_after=sizes[1],
         seeds=tuple(trial.seed for trial in after),
         gain=mean(gains) if gains else None,
         gain_interval=interval_of_mean(gains) if len(gains) > 1 else None,
-        message=_message(before, after, (symptoms_before, symptoms_after), codes) + _doubts(after, control),
+        message=text,
     )
 
 
@@ -274,6 +278,20 @@ def _gain(before: Trial, after: Trial, floor: float | None) -> float | None:
     return None if not known or after.metric is None else after.metric - max(known)
 
 
+def _deciding(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> list[float]:
+    """List the floors of sick pairs that would have gained over the untreated training alone."""
+    noise = _noise(after)
+    return [
+        floor
+        for one, two, floor, sick in zip(before, after, floors, sick_of(before), strict=True)
+        if sick
+        and floor is not None
+        and two.metric is not None
+        and two.metric - floor <= noise
+        and (one.metric is None or two.metric - one.metric > noise)
+    ]
+
+
 def _doubts(after: Sequence[Trial], control: Sequence[Trial]) -> str:
     said = ""
     if control:
@@ -282,45 +300,3 @@ def _doubts(after: Sequence[Trial], control: Sequence[Trial]) -> str:
     if same_training(after):
         said += "; all seeds gave the same training, so they prove no more than one"
     return said
-
-
-def _message(
-    before: Sequence[Trial],
-    after: Sequence[Trial],
-    symptoms: tuple[Sequence[float], Sequence[float]],
-    codes: frozenset[str],
-) -> str:
-    if not after:
-        return "nothing was confirmed"
-    new = sorted({code for trial in after for code in trial.findings} - codes)
-    left = sorted({code for trial in after for code in trial.findings} & codes)
-    seeds = f"{len(after)} seeds that were" if len(after) > 1 else "one seed that was"
-    return (
-        f"{after[0].label}: metric {spread([trial.metric for trial in before])} before, "
-        f"{spread([trial.metric for trial in after])} after, on {seeds} not used for choosing"
-        + (f"; largest symptom {mean(symptoms[0]):.1f} decades before, {mean(symptoms[1]):.1f} after" if codes else "")
-        + (f"; still {', '.join(left)}" if left else "")
-        + (f"; but now {', '.join(new)}" if new else "")
-        + ("; one seed proves little" if len(after) == 1 else "")
-    )
-
-
-def spread(metrics: Sequence[float | None]) -> str:
-    """Say a metric over seeds: mean and range, or that the trainings failed.
-
-    Example:
-        >>> spread([0.5, 0.7]), spread([None, None]), spread([0.5, None])
-        ('0.600 (0.500 to 0.700)', 'failed', '0.500, 1 of 2 failed')
-    """
-    known = [value for value in metrics if value is not None]
-    if not known:
-        return "failed"
-    failed = len(metrics) - len(known)
-    said = _number(mean(known))
-    if len(known) > 1:
-        said += f" ({_number(min(known))} to {_number(max(known))})"
-    return said + (f", {failed} of {len(metrics)} failed" if failed else "")
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"

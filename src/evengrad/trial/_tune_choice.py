@@ -7,7 +7,8 @@ from math import inf, sqrt
 from statistics import mean, stdev
 
 from evengrad.nouns import SweepPoint
-from evengrad.trial._judge import LEAST_GAIN_FRAC, spread
+from evengrad.trial._judge import LEAST_GAIN_FRAC
+from evengrad.trial._told import spread
 from evengrad.trial._tune_space import NONE, Choice, distance
 
 # Two-sided 95 % points of Student's t with 1, 2, ... degrees of freedom. The range of three differences, which is what

@@ -8,8 +8,8 @@ from evengrad.diagnose import loss_left
 from evengrad.nouns import Finding, Outcome, Record, Verdict
 from evengrad.treat import make
 from evengrad.trial._course import FLAT_FRAC, Course
-from evengrad.trial._judge import spread
 from evengrad.trial._suspicions import fell_back, spoke_early
+from evengrad.trial._told import spread
 
 IN_THE_CODE = "mistake in the code"  # how a rule that is certain begins its cause
 
