@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from evengrad.checkup import Checkup, Progress, checkup
-from evengrad.cli._load import load_task
-from evengrad.trial import first_batch, fresh_model
+from evengrad.cli._load import named_task
+from evengrad.trial import first_batch, fresh_model, on_batch
 
 
 def checkup_of(target: str, *, seed: int, counterfactuals: bool, progress: Progress) -> Checkup:
     """Load a task, build its model and optimizer under the seed, and examine it on its first training batch.
 
     Raises:
-        TaskError: The task cannot be found or built.
+        TaskError: The task cannot be found or built, or does not fit its batch.
         BatchError, ModelError, LossError, OptimizerError: As for `checkup`.
     """
-    task = load_task(target)
+    task = named_task(target)
     torch.manual_seed(seed)
     model, optimizer = fresh_model(task)
-    return checkup(
-        model,
-        task.loss,
-        first_batch(task),
-        optimizer,
-        counterfactuals=counterfactuals,
-        seed=seed,
-        progress=progress,
-    )
+    batch = first_batch(task)
+    look = partial(checkup, counterfactuals=counterfactuals, seed=seed, progress=progress)
+    return on_batch(task, 1, batch, lambda: look(model, task.loss, batch, optimizer))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, final
 
@@ -98,15 +98,14 @@ class Repair:
     def run(self) -> int:
         """Load the task and repair it; Ctrl-C leaves what was found so far and makes the exit status 130."""
         from evengrad import report
-        from evengrad.cli._load import load_task
+        from evengrad.cli._load import named_task
         from evengrad.cli._patch import as_file
         from evengrad.trial import repair
 
         for target in (self.output, self.patch):
             if target is not None:
                 report.check_target(target)
-        task = load_task(self.task)
-        task = replace(task, name=self.task) if task.name == "task" else task
+        task = named_task(self.task)
         with Progress(quiet=self.json) as progress:
             result = repair(
                 task,

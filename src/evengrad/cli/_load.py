@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,16 @@ def load_task(target: str) -> Task:
         known = ", ".join(_offers(module)) or "no task"
         raise TaskError(f"name {name!r} in {where}", came="nothing of that name", wanted=f"one of its names: {known}")
     return _task(getattr(module, name), target)
+
+
+def named_task(target: str) -> Task:
+    """Load a task and call it as the user did, unless it has a name of its own.
+
+    Raises:
+        TaskError: As for `load_task`.
+    """
+    task = load_task(target)
+    return replace(task, name=target) if task.name == "task" else task
 
 
 def _file(where: str, target: str) -> ModuleType:

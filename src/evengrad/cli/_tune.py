@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evengrad import report
-from evengrad.cli._load import load_task
+from evengrad.cli._load import named_task
 from evengrad.cli._show import Progress, say
 from evengrad.trial import POLICIES, Tuning, tune
 
@@ -22,8 +21,7 @@ def tuned(command: Tune) -> Tuning:
     """
     if command.output is not None:
         report.check_target(command.output)
-    task = load_task(command.task)
-    task = replace(task, name=command.task) if task.name == "task" else task
+    task = named_task(command.task)
     with Progress(quiet=command.json) as progress:
         result = tune(
             task,

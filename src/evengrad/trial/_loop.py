@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from typing import Any, final
 
@@ -14,6 +15,7 @@ from evengrad.measure import Norms
 from evengrad.nouns import ParameterReading, Reading, Setup, Task, called, output_of
 from evengrad.probe import Untouched, WeightSampler, named_parameters, probe, setup_and_untrained, those
 from evengrad.trial._clipping import Clipping
+from evengrad.trial._on_batch import batch_named, on_batch
 from evengrad.trial._precision import LossScale, autocast_of
 from evengrad.trial._user_code import Batch, fresh_model, held_by
 
@@ -83,7 +85,9 @@ class Loop:
     def step(self, batches: Sequence[Batch], step: int, *, sampled: bool) -> str:
         """Train on one or several batches; say why there is nothing more to learn, or nothing."""
         sampled, self._look_again = sampled or self._look_again, False
-        reading = self.layers(batches[0], step) if sampled else Reading(step=step)
+        reading = Reading(step=step)
+        if sampled:
+            reading = on_batch(self.task, self._number(step), batches[0], lambda: self.layers(batches[0], step))
         error = self._step(batches, reading)
         if error:
             self._keep(self.layers(batches[0], step + 1))  # what the failing batch looks like, layer by layer
@@ -94,11 +98,11 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         what = f"{self.task.name}, step {reading.step}"
         value = 0.0
-        for batch in batches:
+        for place, batch in enumerate(batches):
             try:
                 value += self._backward(batch, len(batches))
             except Exception as err:
-                return self._broken(batch, reading.step, err)
+                return self._broken(batch, self._number(reading.step) + place, reading.step, err)
         self.losses.append(value)
         reading, skipped = self._clipped(replace(reading, loss=value))
         try:
@@ -147,16 +151,22 @@ class Loop:
     def _read_weights(self) -> tuple[ParameterReading, ...]:
         return self._weights.readings(self._weights.packed().tolist())
 
-    def _broken(self, batch: Batch, step: int, err: Exception) -> str:
+    def _number(self, step: int) -> int:
+        """Number the first batch of a step, from 1 on."""
+        return step * self.task.accumulate + 1
+
+    def _broken(self, batch: Batch, number: int, step: int, err: Exception) -> str:
         """Tell a loss that raises because of NaN, which ends the training, from a mistake in the task.
 
         Raises:
             TaskError: The model is finite: it is a mistake.
         """
+        look = partial(probe, self.model, self.task.loss, batch, step=step, allow_broken_loss=True)
         with autocast_of(self.task.autocast, self.model):
-            seen = probe(self.model, self.task.loss, batch, step=step, allow_broken_loss=True).readings[0]
+            seen = on_batch(self.task, number, batch, look).readings[0]
         if all(layer.output_finite for layer in seen.layers):
-            called(f"{self.task.name}, step {step}", lambda: _again(err), wanted="a step that goes through")
+            what = batch_named(self.task, number, batch)
+            called(what, lambda: _again(err), wanted="a step that goes through")
         self.losses.append(float("nan"))
         return f"the loss raised {type(err).__name__} at step {step}, on a model that is not finite any more"
 
