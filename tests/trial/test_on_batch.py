@@ -16,21 +16,21 @@ INPUTS, LABELS = data()
 
 
 def torchs_words(work):
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError, match=r"size|shape") as caught:
         work()
     return " ".join(str(caught.value).split())
 
 
 def told(**changes):
     sick = task(lambda: nn.Linear(16, 4), name="mine.py:task", **changes)
-    with pytest.raises(TaskError) as caught:
+    with pytest.raises(TaskError, match="mine.py:task, batch") as caught:
         evengrad.repair(sick, seeds=1, engine="here")
     return str(caught.value)
 
 
 def test_a_model_that_does_not_fit_its_batch_is_told_with_both():
     sick = task(lambda: nn.Linear(12, 4), name="mine.py:task")
-    with pytest.raises(TaskError) as caught:
+    with pytest.raises(TaskError, match="mat1 and mat2") as caught:
         evengrad.repair(sick, seeds=1, engine="here")
     assert str(caught.value).startswith(
         "mine.py:task, batch 1 (input float32 (192, 16), target int64 (192,)), forward of Linear: got RuntimeError: "
