@@ -16,14 +16,14 @@ INPUTS, LABELS = data()
 
 
 def torchs_words(work):
-    with pytest.raises(RuntimeError, match=r"size|shape") as caught:
+    with pytest.raises(RuntimeError, match=r"\d") as caught:
         work()
     return " ".join(str(caught.value).split())
 
 
 def told(**changes):
     sick = task(lambda: nn.Linear(16, 4), name="mine.py:task", **changes)
-    with pytest.raises(TaskError, match="mine.py:task, batch") as caught:
+    with pytest.raises(TaskError, match=r"^mine\.py:task, batch \d") as caught:
         evengrad.repair(sick, seeds=1, engine="here")
     return str(caught.value)
 
