@@ -42,7 +42,7 @@ def run_control(confirmation: Confirmation, runs: Runs, plans: Sequence[Plan], b
     steps = sum(plan.end for plan in plans)
     if budget is not None and runs.done + steps > budget:
         return "The budget had no room for a control on shuffled targets, which so small a gain asks for."
-    runs.total += steps
+    runs.expect(steps)
     found = dict(runs.run(plans))
     results = [found[place] for place in sorted(found)]
     lost = next((one.trial.error for one in results if not isinstance(one, Course)), "")

@@ -10,6 +10,7 @@ from evengrad.nouns import TaskError, Trial
 from evengrad.trial._course import Course
 from evengrad.trial._engine import AbstractEngine, Failure
 from evengrad.trial._plan import Plan
+from evengrad.trial._shown import Shown
 
 # A training may take so many times as long as the untreated one per step, and this much for its start, before it counts
 # as hanging: a treatment may double the layers, and machines are shared.
@@ -31,9 +32,11 @@ class Runs:
         self.progress: Progress | None = None
         self.done = 0
         self.total = 0
+        self.heading = ""  # of what is told of the progress
         self.second_s: float | None = None
         self.interrupted: Course | None = None  # what Ctrl-C has ended, as far as it had got
         self._noted = noted
+        self._shown = Shown()
         self._trials: dict[tuple[str, int, int], Trial] = {}
         self._order: dict[tuple[str, int, int], None] = {}  # as they were asked for: results come as they are ready
         self._batches_seen: dict[int, str] = {}
@@ -107,7 +110,15 @@ class Runs:
 
         def tick(count: int) -> None:
             self.done += count
-            if self.progress is not None:
-                self.progress(what, self.done, max(self.total, self.done))
+            self.tell(what)
 
         return tick
+
+    def expect(self, steps: int) -> None:
+        """Count on so many optimizer steps from now on; of those counted on before, what is left is used first."""
+        self.total = max(self.total, self.done + steps)
+
+    def tell(self, what: str) -> None:
+        """Tell what is going on, and how far it has come."""
+        if self.progress is not None:
+            self.progress(f"{self.heading}{what}", *self._shown.of(self.done, self.total))

@@ -57,6 +57,7 @@ class Search:
         self.seed = seed
         self.seeds = seeds
         self.budget = budget
+        self.most_steps = rungs.most_steps + 2 * seeds * task.steps  # of choosing and one proof
         self.log: Path | None = None
         self.interrupted = False
         self.findings: tuple[Finding, ...] = ()
@@ -79,7 +80,7 @@ class Search:
     def run(self) -> None:
         """Go through all stages."""
         self._write()  # a directory of something else is refused before anything is done
-        self.runs.total = self.task.steps
+        self.runs.expect(self.task.steps + self.most_steps)
         self._look()
         if self.scout is None:
             return
@@ -95,7 +96,7 @@ class Search:
         if not treatments:
             return False
         earlier = len(self.confirmations)
-        self.runs.total = self.runs.done + self.task.steps * 2 * self.seeds + self.rungs.most_steps
+        self.runs.expect(self.most_steps)
         finalists = self._chosen(treatments)
         while finalists and self._may_go_on(self.confirmations[earlier:]):
             if not self._affordable():
@@ -123,6 +124,7 @@ class Search:
             f"Untreated, {found} speaks, which did not with seed {self.seeds_to_choose[0]}: searched again."
         )
         self.scout, self.findings = other, other.findings
+        self.runs.heading = "second search, "
         # On seeds of the proof nothing has been trained but what failed there, which is not tried again.
         seeds = [one.trial.seed for one in trained if one is not other]
         self.seeds_to_choose = (other.trial.seed, next(iter(seeds), self.seeds_to_choose[0]))
@@ -145,7 +147,7 @@ class Search:
         self._want_metric(scout.trial)
         if scout.findings or scout.trial.error or not suspected(scout)[0] or not self._affordable(extra=1):
             return
-        self.runs.total += self.task.steps
+        self.runs.expect(self.task.steps + self.most_steps)
         other = self._scouted(self.seed + 1)
         if isinstance(other, Course) and other.findings:
             self.notes.append(f"With seed {self.seed} no rule speaks at the end; with seed {self.seed + 1} it is sick.")
@@ -232,6 +234,7 @@ class Search:
         """Train treated and untreated on fresh seeds; give up where more of them cannot make it good."""
         confirmation = Confirmation(finalist, self.findings)
         self.confirmations.append(confirmation)
+        self.runs.expect(2 * self.seeds * self.task.steps)
         treated_log = None if self.log is None else _unused(self.log / "treated")
         for seed in range(first_seed, first_seed + self.seeds):
             log = treated_log if seed == first_seed else None
@@ -278,8 +281,7 @@ class Search:
         return any(trial.label != "untreated" for trial in self.trials)
 
     def _explaining(self, text: str, done: int, total: int) -> None:
-        if self.runs.progress is not None:
-            self.runs.progress(f"{text} ({done + 1} of {total})", self.runs.done, self.runs.total)
+        self.runs.tell(f"{text} ({done + 1} of {total})")
 
     def best(self) -> Confirmation | None:
         """Give the confirmation that came out best; None when there was none."""
