@@ -130,10 +130,10 @@ def test_a_cause_that_the_rule_is_certain_of_stays_whatever_treatments_do():
     assert _with_cause(certain, results, BEFORE).cause == "a mistake in the code"
     bare = Finding(code="EG108", symptom="", severity="critical", where=("0",), cause="detach() in the forward")
     assert _with_cause(bare, {}, BEFORE) == bare
-    assert _developing(bare) == bare
-    assert _developing(certain) == certain
+    assert _developing(bare, {}) == bare
+    assert _developing(certain, {}) == certain
 
 
 def test_only_a_finding_with_cures_is_said_to_be_for_trials():
-    assert "trials show" in _developing(FINDING).cause
-    assert _developing(Finding(code="EG801", symptom="", severity="warning", where=("loss",))).cause == ""
+    assert "trials show" in _developing(FINDING, {}).cause
+    assert _developing(Finding(code="EG801", symptom="", severity="warning", where=("loss",)), {}).cause == ""

@@ -105,7 +105,7 @@ def test_a_cell_has_no_place_for_a_second_state():
 
 @pytest.mark.parametrize("model", [nn.LSTM(3, 3), nn.RNN(3, 3), nn.Linear(3, 3)])
 def test_a_model_without_a_plain_recurrent_layer_inside_is_refused(model):
-    with pytest.raises(TreatmentError, match="plain recurrent layer inside the model"):
+    with pytest.raises(TreatmentError, match="plain recurrent layer inside it"):
         UseGatedCell().treat(model)
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from evengrad.diagnose import findings_of, symptoms_of
-from evengrad.nouns import Cure, EvengradError, Finding, Record
+from evengrad.nouns import Cure, EvengradError, Finding, Record, TreatmentError
 from evengrad.probe import probe
-from evengrad.treat import make
+from evengrad.treat import AbstractTreatment, make
 
 # Where the treated model has no unit of that kind any more (a rectifier swapped away), the rule has nothing to judge
 # and the symptom is gone. Everywhere else a rule that cannot judge says nothing about a cure.
 GONE_WITH_ITS_KIND = frozenset({"EG301", "EG302"})
 
 DEVELOPS = "it is not there at the first step and develops during training; trials show what prevents it"
+
+DOES_NOT_APPLY = "does not apply"
+# These look at more than the model where they have a task: at its loss, its autocast, all of its batches. What they say
+# of a model alone is not the last word.
+ASK_THE_TASK = frozenset({"AddOutputActivation", "KeepInFloat32", "NormalizeInput"})
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how much is done, and how much there is in all."""
@@ -39,13 +44,15 @@ def with_causes(
 ) -> tuple[Finding, ...]:
     """Try the cures of every finding on copies, rank them by relief, and name the cause.
 
-    A finding that this batch and model do not show (it develops later) is left without counterfactuals. A cause that
-    the rule itself is certain of, such as a mistake in the code, stays.
+    A finding that this batch and model do not show (it develops later) is left without counterfactuals; of its cures
+    those that do not apply to the model say so. A cause that the rule itself is certain of, such as a mistake in the
+    code, stays.
 
     Each treatment is tried once even when several findings propose it. Treatments of the training (learning rate,
     optimizer, clipping) cannot show on a single batch and are kept, untried, behind those that did.
 
-    Cost: one copy of the model and one probe per treatment, one after the other.
+    Cost: one copy of the model and one probe per treatment, one after the other; without the probe for what only
+        findings that develop later propose.
     """
     shown = frozenset(finding.code for finding in findings_of(patient.record))
     wanted = {cure.label: cure for finding in findings if finding.code in shown for cure in finding.cures}
@@ -54,9 +61,10 @@ def with_causes(
         if progress is not None:
             progress(f"trying {label}", done, len(wanted))
         measured[label] = _measure(cure, patient)
+    refusals = _refusals([finding for finding in findings if finding.code not in shown], measured, patient)
     before = _Before(symptoms=symptoms_of(patient.record.readings[0], patient.record), speaking=shown)
     return tuple(
-        _with_cause(finding, measured, before) if finding.code in shown else _developing(finding)
+        _with_cause(finding, measured, before) if finding.code in shown else _developing(finding, refusals)
         for finding in findings
     )
 
@@ -92,7 +100,7 @@ def _measure(cure: Cure, patient: Patient) -> _Measured:
         treated = treatment.treat(patient.model, seed=patient.seed, batch_input=patient.batch[0])
         record = probe(treated.subject, patient.loss, patient.batch)
     except EvengradError as err:
-        return replace(untried, change=str(err))
+        return replace(untried, change=_why_not(treatment, err))
     return replace(
         untried,
         symptoms=symptoms_of(record.readings[0], record),
@@ -102,8 +110,34 @@ def _measure(cure: Cure, patient: Patient) -> _Measured:
     )
 
 
-def _developing(finding: Finding) -> Finding:
-    return finding if finding.cause or not finding.cures else replace(finding, cause=DEVELOPS)
+def _why_not(treatment: AbstractTreatment, err: EvengradError) -> str:
+    certain = isinstance(err, TreatmentError) and treatment.name not in ASK_THE_TASK
+    return f"{DOES_NOT_APPLY}: {err.came}" if certain else str(err)
+
+
+def _refusals(findings: Sequence[Finding], measured: dict[str, _Measured], patient: Patient) -> dict[str, str]:
+    """Say of the cures of some findings which do not apply, and why; what has been measured is not asked again."""
+    wanted = {cure.label: cure for finding in findings for cure in finding.cures}
+    why = {
+        label: measured[label].change if label in measured else _asked(cure, patient) for label, cure in wanted.items()
+    }
+    return {label: words for label, words in why.items() if words.startswith(DOES_NOT_APPLY)}
+
+
+def _asked(cure: Cure, patient: Patient) -> str:
+    treatment = make(cure.treatment, cure.settings)
+    if not treatment.changes_model:
+        return ""
+    try:
+        treatment.treat(patient.model, seed=patient.seed, batch_input=patient.batch[0])
+    except EvengradError as err:
+        return _why_not(treatment, err)
+    return ""
+
+
+def _developing(finding: Finding, refusals: dict[str, str]) -> Finding:
+    cures = tuple(replace(cure, change=refusals.get(cure.label, cure.change)) for cure in finding.cures)
+    return replace(finding, cures=cures, cause=finding.cause or (DEVELOPS if cures else ""))
 
 
 def _with_cause(finding: Finding, measured: dict[str, _Measured], before: _Before) -> Finding:

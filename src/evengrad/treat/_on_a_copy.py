@@ -42,9 +42,7 @@ def changed_copy(
 
 def nothing_found(treatment: AbstractTreatment, wanted: str, advice: str = "") -> TreatmentError:
     """Make the error for a model in which nothing is to be changed."""
-    return TreatmentError(
-        treatment.label, came=f"a model with no module of this kind: {wanted}", wanted="one", advice=advice
-    )
+    return TreatmentError(treatment.label, came=f"a model without {wanted}", wanted="one", advice=advice)
 
 
 def only_for_tasks(treatment: AbstractTreatment) -> TreatmentError:

@@ -69,7 +69,7 @@ class TruncateBackprop(AbstractTreatment):
         if not names:
             raise nothing_found(
                 self,
-                "a recurrent layer inside the model that runs in one direction",
+                "a recurrent layer inside it that runs in one direction",
                 "detach the state of cells in the loop that calls them" if _cells(model) else "",
             )
         self._want_longer(model, names, batch_input)

@@ -122,7 +122,7 @@ class UseGatedCell(AbstractTreatment):
                 advice="use kind='gru', whose state is one tensor too",
             )
         if not plain:
-            raise nothing_found(self, "a plain recurrent layer inside the model (nn.RNN, nn.RNNCell)")
+            raise nothing_found(self, "a plain recurrent layer inside it (nn.RNN, nn.RNNCell)")
         steps = _lengths(model, tuple(plain), batch_input)
         generator = torch.Generator().manual_seed(seed % 2**63)
         parts = [self._layers_(model, layers, steps, generator)]
