@@ -9,6 +9,7 @@ from rich.text import Text
 
 from evengrad.nouns import Sweep
 from evengrad.report._blocks import bar
+from evengrad.report._breaking import Breaking
 from evengrad.report._sweep import HEADS, SweepGroup, groups_of, settings_left_out
 
 _BAR = 9
@@ -47,5 +48,5 @@ def _table(group: SweepGroup) -> Table:
         cells = [row.cells[place] for place in places]
         label = f"{row.short} *" if row.recommended else row.short
         style = "bold green" if row.recommended else ""
-        table.add_row(*map(Text, (label, drawn, *cells)), style=style)
+        table.add_row(Breaking(label), *map(Text, (drawn, *cells[:-1])), Breaking(cells[-1]), style=style)
     return table

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from rich.box import ROUNDED, SIMPLE
+from rich.box import ROUNDED
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
@@ -17,18 +17,21 @@ from rich.text import Text
 from evengrad.nouns import Story
 from evengrad.report import _clean
 from evengrad.report._blocks import BAD, ZERO, bar, heat_rows, sparkline
+from evengrad.report._breaking import Breaking, Row, table_of
 from evengrad.report._cards import MOST_FINDINGS, Card, CureRow, cards_of
 from evengrad.report._grid import Grid, grid_of, scale_of, scales_of
 from evengrad.report._headline import badge
 from evengrad.report._labels import short_labels
 from evengrad.report._lines import MOST_CURVES, Line, lines_of, logarithmic
-from evengrad.report._results import MOST_TRIALS, Proof, SeedRow, proof_of, spread_rows, trial_rows
+from evengrad.report._results import MOST_TRIALS, Proof, SeedRow, SpreadRow, TrialRow, proof_of, spread_rows, trial_rows
 from evengrad.report._sweep_text import sweep_parts
 from evengrad.report._words import finite, number
 
 _TONES = {"good": "bold green", "fair": "bold blue", "warn": "bold yellow", "bad": "bold red"}
 _NARROWEST, _WIDEST = 40, 160
 _LONGEST_LABEL = 28
+_GROUP_HEADS = ("treatment", "stage", ">trials", ">failed", ">metric", ">min to max", ">decades", ">min to max")
+_TRIAL_HEADS = "treatment", ">seed", "stage", ">steps", ">metric", ">decades", "findings", ">seconds", "ended early"
 
 
 def text(story: Story, *, width: int | None = None, colour: bool = False) -> str:
@@ -87,12 +90,12 @@ def _parts(story: Story, width: int) -> Iterable[RenderableType]:
     yield from _loss_parts(lines_of(story.curves), width)
     yield from _cut(len(story.curves) - MOST_CURVES, "curves")
     if story.verdict is not None:
-        yield from _verdict_parts(proof_of(story.verdict))
+        yield from _verdict_parts(proof_of(story.verdict), width)
     if story.trials:
-        yield from _trial_parts(story)
+        yield from _trial_parts(story, width)
     if story.changes or story.code:
         yield _head("The setting" if story.sweep is not None else "The cure")
-        yield from (Text(f"- {_clean.sentence(change)}") for change in story.changes)
+        yield from (Breaking(f"- {_clean.sentence(change)}") for change in story.changes)
         shown = story.patch or story.code  # the page has both
         yield Padding(Text(_clean.code(shown)), (1 if story.changes and shown else 0, 0, 0, 2))
     if story.facts:
@@ -114,7 +117,7 @@ def _pairs(pairs: Iterable[tuple[str, RenderableType]]) -> Table:
     grid.add_column(style="dim", max_width=34)
     grid.add_column(overflow="fold")
     for name, value in pairs:
-        grid.add_row(Text(name), Text(value) if isinstance(value, str) else value)
+        grid.add_row(Breaking(name), Breaking(value) if isinstance(value, str) else value)
     return grid
 
 
@@ -130,7 +133,7 @@ def _panel(card: Card) -> Panel:
     rows += [("follows from", ", ".join(card.follows))] if card.follows else []
     rows += [("size", card.size)] if card.size else []
     rows += [("evidence" if at == 0 else "", f"{what}: {value}") for at, (what, value) in enumerate(card.evidence)]
-    rows += [("cause", Text(card.cause, style="bold"))] if card.cause else []
+    rows += [("cause", Breaking(card.cause, "bold"))] if card.cause else []
     rows += [("look at", card.look_at)] if card.look_at else []
     rows += [("cures" if at == 0 else "", _cure(cure)) for at, cure in enumerate(card.cures)]
     rows += [("not tried", f"{', '.join(labels)}: {reason}") for reason, labels in card.untried]
@@ -139,7 +142,7 @@ def _panel(card: Card) -> Panel:
     rows += [("more", f"evengrad explain {card.code}")]
     title = Text.assemble((card.code, "bold"), f" {card.symptom} ", (f"({card.severity})", colour))
     return Panel(
-        Group(Text(card.message), Text(""), _pairs(rows)),
+        Group(Breaking(card.message), Text(""), _pairs(rows)),
         title=title,
         title_align="left",
         box=ROUNDED,
@@ -148,7 +151,7 @@ def _panel(card: Card) -> Panel:
 
 
 def _cure(cure: CureRow) -> Group:
-    lines = [Text(cure.label)]
+    lines: list[RenderableType] = [Breaking(cure.label)]
     if cure.tried:
         before, after = (bar(share, full_decades=1.0, width=12) for share in (cure.before_frac, cure.after_frac))
         style = "green" if cure.removes else ""
@@ -157,7 +160,7 @@ def _cure(cure: CureRow) -> Group:
     else:
         lines.append(Text(f"  {cure.outcome}", style="dim"))
     lines += [Text(f"  in trials: {cure.trials}", style="bold")] if cure.trials else []
-    lines += [Text(f"  {cure.change}", style="dim")] if cure.change else []
+    lines += [Padding(Breaking(cure.change, "dim"), (0, 0, 0, 2))] if cure.change else []
     return Group(*lines)
 
 
@@ -228,50 +231,41 @@ def _limits(low: float, high: float, log: bool) -> tuple[float, float]:
     return (math.log10(low), math.log10(high)) if log else (low, high)
 
 
-def _verdict_parts(proof: Proof) -> Iterable[RenderableType]:
+def _verdict_parts(proof: Proof, width: int) -> Iterable[RenderableType]:
     yield _head("Verdict")
     yield Text(f"{proof.outcome}: {proof.message}" if proof.message else proof.outcome, style="bold")
     if proof.label:
-        yield Text(f"treatment: {proof.label}")
+        yield Breaking(f"treatment: {proof.label}")
     if proof.gain:
         yield Text(proof.gain)
     if proof.seeds:
         metrics = (">fresh", ">after", ">gain") if proof.has_fresh else (">after", ">difference")
-        table = _table("seed", ">metric before", *metrics, ">symptom before", ">after")
-        for row in proof.seeds:
-            table.add_row(*_seed(row, proof))
-        table.add_row(*_seed(proof.mean, proof), style="bold")
+        heads = ("seed", ">metric before", *metrics, ">symptom before", ">after")
+        rows: list[Row] = [(_seed(row, proof), "") for row in proof.seeds]
         spreads = (proof.spread_before, *[""] * proof.has_fresh, proof.spread_after, "")
         sizes = (proof.symptom_spread_before, proof.symptom_spread_after)
-        table.add_row("min to max", *map(Text, (*spreads, *sizes)))
-        yield table
+        rows += [(_seed(proof.mean, proof), "bold"), (("min to max", *spreads, *sizes), "")]
+        yield from table_of(heads, rows, width)
 
 
-def _seed(row: SeedRow, proof: Proof) -> list[Text]:
+def _seed(row: SeedRow, proof: Proof) -> tuple[str, ...]:
     metrics = (row.before, *[row.fresh] * proof.has_fresh, row.after, row.gain)
-    return [Text(cell) for cell in (row.seed, *metrics, row.symptom_before, row.symptom_after)]
+    return (row.seed, *metrics, row.symptom_before, row.symptom_after)
 
 
-def _trial_parts(story: Story) -> Iterable[RenderableType]:
+def _trial_parts(story: Story, width: int) -> Iterable[RenderableType]:
     yield _head("Trials")
-    table = _table("treatment", "stage", ">trials", ">failed", ">metric", ">min to max", ">decades", ">min to max")
-    for group in spread_rows(story.trials):
-        cells = (group.label, group.stage, str(group.trials), str(group.failed), group.metric_mean)
-        table.add_row(*map(Text, (*cells, group.metric_spread, group.symptom_mean, group.symptom_spread)))
-    yield table
-    table = _table(
-        "treatment", ">seed", "stage", ">steps", ">metric", ">decades", "findings", ">seconds", "ended early"
-    )
-    for row in trial_rows(story.trials):
-        cells = (row.label, str(row.seed), row.stage, row.steps, row.metric)
-        table.add_row(*map(Text, (*cells, row.symptom, row.findings, row.seconds, row.error or "no")))
-    yield table
+    yield from table_of(_GROUP_HEADS, [(_group_cells(group), "") for group in spread_rows(story.trials)], width)
+    yield Text("")
+    yield from table_of(_TRIAL_HEADS, [(_trial_cells(row), "") for row in trial_rows(story.trials)], width)
     yield from _cut(len(story.trials) - MOST_TRIALS, "trials")
 
 
-def _table(*heads: str) -> Table:
-    """Make a table; a head that begins with `>` stands over numbers."""
-    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, show_edge=False)
-    for head in heads:
-        table.add_column(head.lstrip(">"), justify="right" if head[0] == ">" else "left", overflow="fold")
-    return table
+def _group_cells(group: SpreadRow) -> tuple[str, ...]:
+    counts = (group.label, group.stage, str(group.trials), str(group.failed))
+    return (*counts, group.metric_mean, group.metric_spread, group.symptom_mean, group.symptom_spread)
+
+
+def _trial_cells(row: TrialRow) -> tuple[str, ...]:
+    training = (row.label, str(row.seed), row.stage, row.steps)
+    return (*training, row.metric, row.symptom, row.findings, row.seconds, row.error or "no")
