@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from rich.box import SIMPLE
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.measure import Measurement
 
 # After a space, a comma or a plus, and after a dot unless it is that of a number.
 _PIECE = re.compile(r".+?(?:[ ,+]+|(?<!\d)\.|\.(?!\d)|$)", re.DOTALL)
@@ -69,12 +70,17 @@ def longest_piece(text: str) -> int:
 
 
 @final
-@dataclass(frozen=True, slots=True)
 class Breaking:
-    """A text for rich that breaks as `broken` does, in as much width as it is given."""
+    """A text for rich that breaks as `broken` does, in as much width as it is given.
 
-    text: str
-    style: StyleType = ""
+    Args:
+        text: Of one or several lines.
+        style: Of all of it.
+    """
+
+    def __init__(self, text: str, style: StyleType = "") -> None:
+        self.text = text
+        self.style = style
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Break it."""
@@ -83,8 +89,8 @@ class Breaking:
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """Say how narrow and how wide it may be."""
-        widest = max(map(cell_len, self.text.split("\n")))
-        return Measurement(longest_piece(self.text), widest).with_maximum(options.max_width)
+        whole = Text(self.text).__rich_measure__(console, options)
+        return whole._replace(minimum=min(whole.maximum, longest_piece(self.text)))
 
 
 Row = tuple[Sequence[str], StyleType]
