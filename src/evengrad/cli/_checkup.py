@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from evengrad.checkup import Checkup, Progress, checkup
 from evengrad.cli._load import named_task
-from evengrad.trial import first_batch, fresh_model, on_batch
+from evengrad.trial import first_batch, fresh_model, on_batch, with_lines
 
 
 def checkup_of(target: str, *, seed: int, counterfactuals: bool, progress: Progress) -> Checkup:
@@ -23,4 +24,5 @@ def checkup_of(target: str, *, seed: int, counterfactuals: bool, progress: Progr
     model, optimizer = fresh_model(task)
     batch = first_batch(task)
     look = partial(checkup, counterfactuals=counterfactuals, seed=seed, progress=progress)
-    return on_batch(task, 1, batch, lambda: look(model, task.loss, batch, optimizer))
+    found = on_batch(task, 1, batch, lambda: look(model, task.loss, batch, optimizer))
+    return replace(found, findings=with_lines(found.findings, found.record, task, seed=seed))

@@ -1,5 +1,6 @@
 """Paired trials and the verdict that they lead to."""
 
+from evengrad.trial._look_at import with_lines
 from evengrad.trial._metric import metric_of
 from evengrad.trial._on_batch import on_batch
 from evengrad.trial._repair import Repair, repair
@@ -17,4 +18,5 @@ __all__ = [
     "on_batch",
     "repair",
     "tune",
+    "with_lines",
 ]

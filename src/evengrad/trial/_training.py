@@ -14,6 +14,7 @@ import torch
 from evengrad.nouns import Reading, Record, Trial, called
 from evengrad.runlog import Writer
 from evengrad.trial._course import Course, judged
+from evengrad.trial._look_at import with_lines
 from evengrad.trial._loop import Loop
 from evengrad.trial._plan import Plan, Tick, sampled_steps
 from evengrad.trial._seeded import RandomState, random_kept, seed_all
@@ -146,6 +147,8 @@ class Training:
             setup=loop.setup,
         )
         findings, symptoms = judged(record)
+        if plan.label == "untreated" and (error or plan.end >= plan.steps):
+            findings = with_lines(findings, record, plan.task, seed=plan.seed)
         trial = Trial(
             label=plan.label,
             seed=plan.seed,
