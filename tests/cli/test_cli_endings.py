@@ -83,7 +83,8 @@ def test_an_interrupted_repair_tells_and_writes_what_it_found_and_exits_130(stop
     assert captured.err.endswith("evengrad: interrupted\n")
     told = json.loads(captured.out)["notes"] if as_json else captured.out
     assert "interrupted" in str(told)
-    assert "interrupted" in page.read_text()
+    assert '<span class="badge warn">interrupted</span>' in page.read_text()
+    assert "not cured" not in page.read_text()
 
 
 def test_an_interrupted_demo_tells_and_writes_what_it_found_and_exits_130(stopped, tmp_path, capsys, monkeypatch):
@@ -94,7 +95,17 @@ def test_an_interrupted_demo_tells_and_writes_what_it_found_and_exits_130(stoppe
     captured = capsys.readouterr()
     assert len(json.loads(captured.out)["stories"]) == 1
     assert captured.err == "evengrad: interrupted\n"
-    assert "interrupted" in (tmp_path / "demo" / "report.html").read_text()
+    assert '<span class="badge warn">interrupted</span>' in (tmp_path / "demo" / "report.html").read_text()
+
+
+def test_the_last_lines_of_a_demo_call_what_was_interrupted_so(stopped, tmp_path, capsys, monkeypatch):
+    from evengrad.cli import _demo, _load
+
+    monkeypatch.setattr(_demo, "STORIES", (("one", lambda: _load.load_task(stopped)), ("two", pytest.fail)))
+    assert main(["demo", "-o", str(tmp_path / "demo")]) == 130
+    said = capsys.readouterr().out
+    assert "\ninterrupted: " in said
+    assert "not cured" not in said
 
 
 @pytest.mark.parametrize("module", ["tyro", "rich", "evengrad.nouns", "torch"])

@@ -316,3 +316,6 @@ def test_a_verdict_carries_the_floor_and_names_it_where_only_the_floor_was_not_b
 def test_a_floor_that_decides_nothing_is_not_in_the_message():
     for before, after, floor in ((0.5, 0.4, 0.45), (0.5, 0.4, 0.6), (0.05, 0.9, 0.12), (0.05, 0.9, None)):
         assert "fresh" not in judge([sick(before)] * 2, [trial(after)] * 2, SICK, floors=[floor] * 2).message
+    lost = judge([sick(0.05)] * 2, [trial(0.9), trial(0.0)], SICK, floors=[0.12] * 2)
+    assert lost.outcome == "not cured"
+    assert "fresh" not in lost.message, "one seed beats it, and the other is worse than untreated"

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+import statistics
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.nn import functional
 import evengrad
 from evengrad.nouns import BatchError, LossError, NotARunError, OptimizerError, SettingError, TaskError
 from evengrad.runlog import read, read_story
+from evengrad.treat import make
 
 
 def data(count=192):
@@ -116,6 +119,29 @@ def test_the_report_and_the_text_tell_the_same_verdict(vanished, tmp_path):
     assert result.findings[0].code in page
 
 
+def test_no_cure_that_was_trained_is_told_as_not_tried(vanished):
+    result, _ = vanished
+    assert result.findings == result.story.findings
+    trained = {part for trial in result.trials for part in trial.label.split(" + ")}
+    cures = [cure for finding in result.findings for cure in finding.cures]
+    told = {make(cure.treatment, cure.settings).label for cure in cures if cure.trials}
+    assert told == trained & {make(cure.treatment, cure.settings).label for cure in cures}
+    won = {make(cure.treatment, cure.settings).label for cure in cures if cure.trials.startswith("won")}
+    assert won
+    assert won <= set(result.verdict.label.split(" + "))
+
+
+def test_the_floor_of_a_verdict_is_what_fresh_models_reach(vanished):
+    result, _ = vanished
+    reached = {"untreated": [], "treated": []}
+    for seed in result.verdict.seeds:
+        for name, make_model in (("untreated", deep(nn.Sigmoid, 12)), ("treated", result.task.model)):
+            torch.manual_seed(seed)
+            reached[name].append(result.task.validate(make_model().eval()))
+    floor = max(statistics.median(metrics) for metrics in reached.values())
+    assert result.verdict.metric_fresh == pytest.approx((floor,) * 3)
+
+
 def test_the_same_seed_gives_the_same_trials():
     once = evengrad.repair(task(deep(nn.Sigmoid, 12), steps=16), seeds=1, engine="here")
     torch.rand(7)  # whatever happened outside must not matter
@@ -149,8 +175,6 @@ def test_an_untreated_trial_is_the_training_that_a_plain_loop_would_do():
 
 
 def test_treated_and_untreated_trials_start_from_the_same_weights():
-    from evengrad.treat import make
-
     plain = task(deep(nn.Sigmoid, 12))
     treated = make("SwapActivation", [("to", "tanh")]).treat_task(plain).subject
     torch.manual_seed(3)
@@ -208,12 +232,35 @@ def test_ctrl_c_leaves_what_was_found_so_far(after_steps, tmp_path):
     result = evengrad.repair(task(deep(nn.Sigmoid, 12)), progress=stop, log=tmp_path / "run", engine="here")
     assert result.interrupted
     assert result.verdict.outcome == "not cured"
-    assert "interrupted" in result.verdict.message
+    assert result.verdict.said == "interrupted"
+    assert "interrupted; until then EG402 initial weights too small, EG101" in result.verdict.message
+    assert ("and no treatment tried" in result.verdict.message) == (after_steps == 30)
+    told = " ".join(str(result).split())
+    assert "interrupted: nothing was proved" in told
+    assert "not cured" not in told
     assert any("interrupted" in note for note in result.story.notes)
     assert result.trials
     assert "interrupted after" in result.trials[-1].error
     assert [finding.code for finding in result.findings][:2] == ["EG402", "EG101"]  # and what follows, by when it ended
     assert read_story(tmp_path / "run") == result.story
+
+
+@pytest.mark.parametrize("pair", [1, 2])
+def test_ctrl_c_in_a_proof_is_an_interruption_and_says_what_there_was(pair):
+    """In the first pair that is the furthest candidate; in the second, of another finalist, what the first came to."""
+
+    def stop(what, done, total):
+        seeds.update(re.findall(r"^confirmation: .* seed (\d+)", what))
+        if len(seeds) == pair:
+            raise KeyboardInterrupt
+
+    seeds = set()
+    sick = task(deep(nn.Sigmoid, 12), validate=lambda model: 0.25, steps=16)
+    result = evengrad.repair(sick, seeds=2, progress=stop, engine="here")
+    assert (result.verdict.outcome, result.verdict.said) == ("not cured", "interrupted")
+    assert ("is the furthest: metric 0.250 after" in result.verdict.message) == (pair == 1)
+    assert ("metric 0.250 before, 0.250 after" in result.verdict.message) == (pair == 2)
+    assert "when it was interrupted" in result.story.headline
 
 
 def test_a_second_search_in_the_same_folder_loses_nothing(tmp_path):

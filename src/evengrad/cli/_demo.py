@@ -57,4 +57,4 @@ def demo(folder: Path, *, as_json: bool) -> int:
 
 
 def _line(result: Repair) -> str:
-    return f"{result.verdict.outcome}: {result.task.name}: {result.verdict.message}\n"
+    return f"{result.verdict.said}: {result.task.name}: {result.verdict.message}\n"

@@ -143,7 +143,7 @@ def _cure_rows(finding: Finding) -> tuple[CureRow, ...]:
 
 def _cure_row(finding: Finding, cure: Cure, longest: float) -> CureRow:
     compared = cure.before_decades is not None and cure.after_decades is not None
-    outcome = "could not be measured" if cure.tried else "not tried on one batch"
+    outcome = "could not be measured" if cure.tried else ""
     if compared:
         outcome = "symptom gone" if cure.removes else "symptom still there"
     return CureRow(

@@ -1,15 +1,12 @@
 """The first thing to be read: badge, tiles and gaps."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
-from evengrad.nouns import Finding, Story, Sweep
+from evengrad.nouns import Finding, Story, Sweep, Verdict
 from evengrad.report._sweep import badge_of_sweep
 from evengrad.report._words import counted, decades, mean, mean_size, number
-
-Values = tuple[float | None, ...]
 
 TONES = {
     "cured": "good",
@@ -59,8 +56,7 @@ def tiles(story: Story) -> tuple[Tile, ...]:
     found = [Tile(name="Findings", value=str(len(story.findings)), detail=kinds)]
     verdict = story.verdict
     if verdict is not None and (verdict.metric_before or verdict.metric_after):
-        two = (verdict.metric_before, verdict.metric_after)
-        found.append(_change("Metric", two, lambda values: number(mean(values))))
+        found.append(_metric_tile(verdict))
     found += _symptom_tiles(story)
     if story.trials:
         seeds = len({trial.seed for trial in story.trials})
@@ -80,7 +76,8 @@ def _symptom_tiles(story: Story) -> list[Tile]:
     verdict = story.verdict
     if verdict is not None and any(size is not None for size in (*verdict.symptoms_before, *verdict.symptoms_after)):
         two = (verdict.symptoms_before, verdict.symptoms_after)
-        return [replace(_change("Symptom, decades", two, lambda sizes: decades(mean_size(sizes))), detail="")]
+        said = " → ".join(decades(mean_size(sizes)) for sizes in two)
+        return [Tile(name="Symptom, decades", value=said, detail=f"mean of {counted(max(map(len, two)), 'seed')}")]
     sizes = [(size, finding.symptom) for finding in story.findings if (size := finding.size) is not None]
     if not sizes:
         return []
@@ -119,11 +116,11 @@ def headline_of(findings: tuple[Finding, ...], steps: int, *, norms_only: bool =
     return f"{counted(len(findings), 'finding')} in {counted(steps, 'step')}: {', '.join(named)}{more}"
 
 
-def _change(name: str, two: tuple[Values, Values], written: Callable[[Values], str]) -> Tile:
-    before, after = two
+def _metric_tile(verdict: Verdict) -> Tile:
+    before, after = verdict.metric_before, verdict.metric_after
     failed = sum(1 for value in (*before, *after) if value is None)
     detail = f"mean of {counted(max(len(before), len(after)), 'seed')}" + (f", {failed} failed" if failed else "")
-    return Tile(name=name, value=f"{written(before)} → {written(after)}", detail=detail)
+    return Tile(name="Metric", value=f"{number(mean(before))} → {number(mean(after))}", detail=detail)
 
 
 def _critical(findings: tuple[Finding, ...]) -> int:

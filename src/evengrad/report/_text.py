@@ -157,7 +157,7 @@ def _cure(cure: CureRow) -> Group:
         style = "green" if cure.removes else ""
         lines.append(Text.assemble(f"  {before} ", f"{cure.sizes}, ", (cure.outcome, style)))
         lines.append(Text(f"  {after}"))
-    else:
+    elif cure.outcome:
         lines.append(Text(f"  {cure.outcome}", style="dim"))
     lines += [Text(f"  in trials: {cure.trials}", style="bold")] if cure.trials else []
     lines += [Padding(Breaking(cure.change, "dim"), (0, 0, 0, 2))] if cure.change else []

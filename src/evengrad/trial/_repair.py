@@ -27,7 +27,7 @@ class Repair:
 
     Args:
         verdict: What the trials showed.
-        findings: What was wrong with the untreated training, with causes.
+        findings: What was wrong with the untreated training, with causes, and what trials of each cure showed.
         trials: Every trial, in the order in which they ran.
         treatment: What was confirmed; None when nothing was.
         task: The treated task, or the one that came when nothing was confirmed.
@@ -137,7 +137,7 @@ def _result(search: Search) -> Repair:
     story = search.told(patch)
     return Repair(
         verdict=verdict,
-        findings=search.findings,
+        findings=story.findings,
         trials=search.trials,
         treatment=None if candidate is None else candidate.treatment,
         task=search.task if candidate is None else candidate.treated.subject,

@@ -29,8 +29,9 @@ from evengrad.trial._spared import factor_between
 from evengrad.trial._story import curves, facts, headline, heat_maps
 from evengrad.trial._suspicions import suspected
 from evengrad.trial._tailored import tailored
+from evengrad.trial._trained import with_trials
 from evengrad.trial._user_code import untrained_metric
-from evengrad.trial._without import in_the_code, not_by_a_tool, without_findings
+from evengrad.trial._without import cut_short, in_the_code, not_by_a_tool, without_findings
 
 MOST_FULL = 5  # treated trainings of full length, as a third finalist would need
 SCOUTED = 8  # parts of the untreated training after each of which its metric is measured
@@ -302,11 +303,13 @@ class Search:
             return without
         verdict = best.verdict() if best is not None else judge([], [], self.findings, floors=[])
         if self.interrupted and (best is None or best.unchecked or len(verdict.seeds) < self.seeds):
-            return replace(verdict, outcome="not cured", message=f"interrupted: {verdict.message}; nothing is proved")
+            return cut_short(verdict, self.findings, self.trials)
         if verdict.outcome == "not cured" and not self.findings and self.scout is not None:
-            return without_findings(self.scout, tried=True)
-        if verdict.outcome == "not cured":
-            return replace(verdict, message=verdict.message + in_the_code(self.findings))
+            verdict = without_findings(self.scout, tried=True)
+        elif verdict.outcome == "not cured":
+            verdict = replace(verdict, message=verdict.message + in_the_code(self.findings))
+        if self.interrupted and verdict.outcome == "not cured":  # others had their turn still
+            return cut_short(verdict, self.findings, self.trials)
         return verdict
 
     def _without_proof(self) -> Verdict | None:
@@ -343,8 +346,8 @@ class Search:
         treated = winner.candidate.treated if winner is not None else None
         return Story(
             title=f"Repair: {self.task.name}",
-            headline=headline(self.findings, verdict, interrupted=self.interrupted),
-            findings=self.findings,
+            headline=headline(self.findings, verdict),
+            findings=with_trials(self.findings, self.trials, winner.candidate.label if winner is not None else ""),
             heat_maps=(
                 *(heat_maps(before[0].record, "before") if before else ()),
                 *(heat_maps(after[0].record, "after") if after else ()),

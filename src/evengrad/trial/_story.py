@@ -62,13 +62,12 @@ def curves(courses: Sequence[Course], group: str) -> tuple[Curve, ...]:
     )
 
 
-def headline(findings: Sequence[Finding], verdict: Verdict | None, *, interrupted: bool = False) -> str:
+def headline(findings: Sequence[Finding], verdict: Verdict | None) -> str:
     """Say the result in one sentence."""
     found = ", ".join(dict.fromkeys(finding.symptom for finding in findings)) or "no finding"
-    if verdict is None or (interrupted and verdict.outcome == "not cured"):
-        return (
-            f"{found[:1].upper()}{found[1:]} {'when it was interrupted' if interrupted else 'so far'}; nothing proved"
-        )
+    if verdict is None or verdict.interrupted:
+        when = "so far" if verdict is None else "when it was interrupted"
+        return f"{found[:1].upper()}{found[1:]} {when}; nothing proved"
     if verdict.outcome == "was not sick":
         return "Not sick: no finding at the end of a full training"
     if not findings:

@@ -1,11 +1,12 @@
-"""Verdicts without a treatment: nothing was wrong, or nothing that a treatment reaches."""
+"""Verdicts without a proof: nothing was wrong, or nothing that a treatment reaches, or the search was cut short."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from evengrad.diagnose import loss_left
-from evengrad.nouns import Finding, Outcome, Record, Verdict
+from evengrad.nouns import Finding, Outcome, Record, Trial, Verdict
 from evengrad.treat import make
 from evengrad.trial._course import FLAT_FRAC, Course
 from evengrad.trial._suspicions import fell_back, spoke_early
@@ -61,6 +62,31 @@ def not_by_a_tool(findings: Sequence[Finding], *, tried: bool) -> Verdict | None
     text = "no treatment reaches this, the code or the data has to change: " + "; ".join(said)
     text += f" (refused: {'; '.join(refused)})"[:500] if refused else ""
     return Verdict(outcome="cannot be cured by a tool", message=text)
+
+
+def cut_short(verdict: Verdict, findings: Sequence[Finding], trials: Sequence[Trial]) -> Verdict:
+    """Say of a search that was interrupted what it had found; what was not proved until then may yet be.
+
+    Args:
+        verdict: On the pairs that there are.
+        findings: What was found.
+        trials: All that were run, the last of them perhaps not to its end.
+    """
+    found = verdict.message if verdict.seeds else _until_then(findings, trials)
+    message = f"nothing was proved before the search was interrupted; until then {found}"
+    return replace(verdict, outcome="not cured", interrupted=True, message=message)
+
+
+def _until_then(findings: Sequence[Finding], trials: Sequence[Trial]) -> str:
+    found = ", ".join(f"{one.code} {one.symptom}" for one in findings) or "nothing"
+    tried = [trial for trial in trials if trial.label != "untreated"]
+    labels = len({trial.label for trial in tried})
+    text = f"{found} was found and {labels or 'no'} treatment{'s' * (labels > 1)} tried"
+    known = [(trial.steps, trial.metric, trial) for trial in tried if trial.metric is not None]
+    if not known:
+        return text
+    steps, metric, best = max(known, key=lambda one: one[:2])
+    return f"{text}, of which {best.label} is the furthest: metric {spread([metric])} after {steps} steps"
 
 
 def in_the_code(findings: Sequence[Finding]) -> str:
