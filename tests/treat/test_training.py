@@ -148,7 +148,7 @@ def test_a_learning_rate_in_a_tensor_is_scaled(task):
     ],
 )
 def test_a_new_optimizer_keeps_groups_weight_decay_and_direction(task, to, kind, lr):
-    grouped = replace(task, optimizer=two_groups)
+    grouped = replace(task, optimizer=two_groups, steps=10_000)
     treated = SwapOptimizer(to=to).treat_task(grouped)
     model = task.model()
     made = treated.subject.optimizer(model)
@@ -166,7 +166,38 @@ def test_the_optimizer_that_is_there_already_is_refused(task):
     adam = SwapOptimizer(to="adam", lr=0.1).treat_task(task).subject
     with pytest.raises(TreatmentError, match=r"Adam with learning rate 0\.1"):
         SwapOptimizer(to="adam", lr=0.1).treat_task(adam)
-    assert SwapOptimizer(to="adam").treat_task(adam).subject.optimizer(task.model()).defaults["lr"] == 1e-3
+    slower = SwapOptimizer(to="adam").treat_task(replace(adam, steps=10_000)).subject
+    assert slower.optimizer(task.model()).defaults["lr"] == 1e-3
+
+
+def distance_of(task, kind, steps):
+    """Measure how far a weight gets under a constant gradient: no other gradient leads further."""
+    plain = replace(task, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1), steps=steps)
+    treated = SwapOptimizer(to=kind).treat_task(plain)
+    model = treated.subject.model()
+    optimizer = treated.subject.optimizer(model)
+    weight = next(model.parameters())
+    before = weight.detach().clone()
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    return (before - weight.detach()).max().item()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+@pytest.mark.parametrize("steps", [200, 700, 2000])
+def test_in_a_short_training_adam_moves_a_weight_by_two_and_not_by_a_fraction(task, kind, steps):
+    assert distance_of(task, kind, steps) == pytest.approx(2.0, rel=0.05)
+
+
+def test_in_a_very_short_training_adam_has_ten_times_its_usual_rate_and_no_more(task):
+    assert distance_of(task, "adam", 50) == pytest.approx(50 * 0.01, rel=0.05)
+
+
+def test_a_gradient_descent_is_no_faster_in_a_short_training(task):
+    short, long = (SwapOptimizer(to="sgd").treat_task(replace(task, steps=steps)).code for steps in (50, 5000))
+    assert short == long
 
 
 def broken(_model=None):

@@ -166,6 +166,18 @@ def test_where_nobody_has_learnt_anything_two_go_on_to_half(task):
     assert {seed for _, seed, _ in engine.ran} == {0, 1}
 
 
+def test_who_has_shown_nothing_is_not_trained_on_another_seed_but_the_leader_refined_once_more(task):
+    engine = Script({label(SINGLES[0]): lambda part, seed: 0.5 + part / 2})
+    chosen(task, engine)
+    assert {seed for _, seed, _ in engine.ran} == {0}
+    refinements = {name for name, _, end in engine.ran if "+" in name and end == 40}
+    assert len(refinements) > rungs_of(STEPS).refined
+    assert all(SINGLES[0].label in name for name in refinements)
+    rivals = Script({label(one): lambda part, seed: 0.5 + part / 2 for one in SINGLES[:2]})
+    chosen(task, rivals)
+    assert {name for name, seed, _ in rivals.ran if seed == 1} == {label(one) for one in SINGLES[:2]}
+
+
 def test_a_treatment_that_one_seed_was_kind_to_loses_on_the_second(task):
     kind = {0: 0.95, 1: 0.4}
     engine = Script({label(SINGLES[0]): lambda part, seed: kind[seed], label(SINGLES[1]): steady(0.9)})
@@ -239,7 +251,7 @@ def test_a_training_that_was_given_up_costs_its_steps_again_and_keeps_its_longer
 
 def test_what_learns_nothing_is_combined_with_what_it_leaves_as_it_is_and_with_what_it_changes():
     weights = [one.name for one in hopes_for(Reinitialize())]
-    assert weights[:2] == ["ScaleLearningRate", "SwapOptimizer"]
+    assert weights[:2] == ["SwapOptimizer", "ScaleLearningRate"]
     rate = [one.name for one in hopes_for(ScaleLearningRate(factor=0.1))]
     assert rate[0] == "Reinitialize"
     assert rate.index("SwapOptimizer") < rate.index("ScaleLearningRate")

@@ -15,7 +15,7 @@ from evengrad.trial._confirmation import Confirmation
 from evengrad.trial._course import Course
 from evengrad.trial._engine import failure
 from evengrad.trial._here import Here
-from evengrad.trial._search import tried_with
+from evengrad.trial._spared import tried_with
 
 
 def test_a_fresh_model_that_is_lucky_with_one_seed_is_no_floor():
@@ -67,11 +67,31 @@ def test_a_disease_that_only_confirming_seeds_have_is_searched_for_a_cure_too():
     assert "Reinitialize" in result.verdict.label
 
 
+def test_a_disease_of_some_seeds_is_looked_for_where_the_proof_would_be_and_proved_on_sick_seeds():
+    lucky = deep(nn.ReLU, depth=2)
+
+    def make_model():
+        model = lucky()
+        for parameter in model.parameters() if torch.initial_seed() in {4, 5, 7} else ():
+            nn.init.zeros_(parameter)
+        return model
+
+    fickle = task(make_model, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.2), steps=60)
+    result = evengrad.repair(fickle, engine="here", seed=1)
+    assert {trial.seed for trial in result.trials if trial.stage == "halving 1"} == {4}
+    assert result.verdict.seeds == (3, 5, 7)
+    assert result.verdict.outcome == "cured"
+    untreated = [trial.seed for trial in result.trials if trial.label == "untreated"]
+    assert untreated == [1, 2, 3, 4, 5, 6, 7], "each once"
+    assert any("with seed 1 no rule speaks at the end; with seed 4" in note.lower() for note in result.story.notes)
+    assert any("leaves out 6" in note for note in result.story.notes)
+
+
 def noise():
     """Make a training that diverges, of noise: nothing but its mean is there to be learnt, which looks like a gain."""
     generator = torch.Generator().manual_seed(0)
     inputs, held = torch.randn(512, 4, generator=generator), torch.randn(256, 4, generator=generator)
-    targets, others = torch.randn(512, 1, generator=generator), torch.randn(256, 1, generator=generator)
+    targets, others = 2 + torch.randn(512, 1, generator=generator), 2 + torch.randn(256, 1, generator=generator)
 
     def r2(model):
         return 1.0 - functional.mse_loss(model(held), others).item() / others.var().item()

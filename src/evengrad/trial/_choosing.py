@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from math import ceil, isfinite
 from typing import final
 
@@ -79,9 +79,9 @@ class Choosing:
     def run(self, treatments: Sequence[AbstractTreatment]) -> list[Candidate]:
         """Rank what was tried, the best first; only what could be trained.
 
-        Where the leader has learnt something after a quarter of the steps, the best four train as far on another seed,
-        since one seed may be kind to a treatment that others are not; where nobody has, the best two train on to half,
-        and then on the other seed.
+        Who has learnt something after a quarter of the steps, of the best four, trains as far on another seed, since
+        one seed may be kind to a treatment that others are not; where nobody has, the best two train on to half, and
+        then on the other seed.
 
         Args:
             treatments: Single ones, by rank.
@@ -101,7 +101,7 @@ class Choosing:
         settled = self._settled(field, first, later)
         if not settled:
             field = self._refined(field, treatments)
-        last_few = self._cut(field, places[1] if field and self._shows(field[0]) else places[2])
+        last_few = self._cut(field, len(self._contenders(field)) or places[2])
         if last_few and not self._shows(last_few[0]):
             last_few = self._raced(last_few, last, "halving 3")
         self._runs.forget([self._plan(entrant, last, "") for entrant in last_few])
@@ -116,7 +116,7 @@ class Choosing:
         """
         refined: list[str] = []
         for turn in range(MOST_TURNS):
-            if turn >= self._rungs.refined and not self._has_room():
+            if turn >= self._rungs.refined and not self._has_room(field):
                 break
             enough = sum(map(self._suffices, field)) >= self._rungs.places[-1]
             if not field or (enough and not self._rises(field[0])):
@@ -128,12 +128,20 @@ class Choosing:
             field = self._ordered([*field, *self._raced_on(more)])
         return field
 
-    def _has_room(self) -> bool:
-        """Tell whether trainings that failed early have left the steps of another refinement."""
+    def _contenders(self, field: Sequence[Entrant]) -> list[Entrant]:
+        """List who has shown something, of the best few: the others would show nothing on another seed either."""
+        return list(takewhile(self._shows, field[: self._rungs.places[1]]))
+
+    def _has_room(self, field: Sequence[Entrant]) -> bool:
+        """Tell whether trainings that failed early, or have shown nothing, leave the steps of another refinement."""
         if not self._generous:
             return False
+        _, later, _ = self._rungs.lengths
+        contenders = len(self._contenders(field))
+        rivals = min(contenders + 1, self._rungs.places[1])  # the refined one may be another
+        last = rivals * later if contenders else self._rungs.last_steps
         spent = self._spent_on_choosing() - self._spent_before
-        return spent + self._rungs.last_steps + self._rungs.lengths[1] <= self._rungs.most_steps
+        return spent + last + later <= self._rungs.most_steps
 
     def _spent_on_choosing(self) -> int:
         return sum(len(trial.losses) for trial in self._runs.trials if trial.stage.startswith("halving"))

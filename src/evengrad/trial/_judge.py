@@ -18,6 +18,7 @@ EQUAL_FRAC = 0.02
 LEAST_GAIN_FRAC = 0.01
 NOT_LEARNING = "EG804"
 MANY_SEEDS = 5  # from here on the mean and its interval decide, and not the worst of all seeds
+FEWEST_SICK = 2  # pairs of a proof: of a disease that comes with some seeds only, one seed proves nothing
 RANGE_OF_THREE = 1.69  # of three draws from a normal distribution, in standard deviations
 TAIL_FRAC = 0.1  # of the losses, over which their noise is averaged
 
@@ -204,7 +205,7 @@ def beats_chance(before: Sequence[Trial], after: Sequence[Trial], floors: Sequen
         return False
     noise = _noise(after)
     gained = [_diverged(one) if gain is None else gain > noise for one, gain in zip(before, gains, strict=True)]
-    return sum(gained) >= min(2, len(before))  # of a disease of some seeds only, one seed proves nothing
+    return sum(gained) >= min(FEWEST_SICK, len(before))
 
 
 def hopeless(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> bool:

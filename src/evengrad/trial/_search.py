@@ -12,20 +12,21 @@ from evengrad.checkup import Progress
 from evengrad.nouns import Finding, Story, Task, TaskError, Trial, Verdict
 from evengrad.runlog import write_story
 from evengrad.treat import AbstractTreatment
-from evengrad.trial._candidates import Candidate, akin, explained, proposed
+from evengrad.trial._candidates import Candidate, explained, proposed
 from evengrad.trial._choosing import Choosing
 from evengrad.trial._confirmation import Confirmation
 from evengrad.trial._control import control_of
 from evengrad.trial._course import Course
 from evengrad.trial._engine import AbstractEngine, Failure
-from evengrad.trial._judge import judge
+from evengrad.trial._fresh_seeds import FreshSeeds
+from evengrad.trial._judge import is_sick, judge
 from evengrad.trial._patch import Patch
 from evengrad.trial._plan import Plan
 from evengrad.trial._proof import fresh_metrics, run_control
 from evengrad.trial._rungs import Rungs
 from evengrad.trial._runs import Runs
 from evengrad.trial._seeded import seeded
-from evengrad.trial._spared import factor_between
+from evengrad.trial._spared import tried_with
 from evengrad.trial._story import curves, facts, headline, heat_maps
 from evengrad.trial._suspicions import suspected
 from evengrad.trial._tailored import tailored
@@ -68,6 +69,7 @@ class Search:
         self.notes: list[str] = []
         self.runs = Runs(engine, self._write)
         self.seeds_to_choose = (seed, seed + 1)
+        self.fresh_seeds = FreshSeeds(seed + 2, seeds, self._untreated)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -104,7 +106,7 @@ class Search:
                 self.notes.append("The budget was used up before another candidate could be confirmed.")
                 return False
             finalist = finalists[0]
-            self._confirm(finalist, first_seed=self.seed + 2 + len(self.confirmations) * self.seeds)
+            self._confirm(finalist)
             best = self.best()
             if best is not None and best.verdict().outcome != "not cured" and not best.uneven:
                 return True
@@ -149,10 +151,13 @@ class Search:
         if scout.findings or scout.trial.error or not suspected(scout)[0] or not self._affordable(extra=1):
             return
         self.runs.expect(self.task.steps + self.most_steps)
-        other = self._scouted(self.seed + 1)
+        other: Course | Failure | None = self._scouted(self.seed + 1)
+        if isinstance(other, Course) and not other.findings and self._affordable():
+            other = self.fresh_seeds.sick()
         if isinstance(other, Course) and other.findings:
-            self.notes.append(f"With seed {self.seed} no rule speaks at the end; with seed {self.seed + 1} it is sick.")
-            self.scout, self.findings, self.seeds_to_choose = other, other.findings, self.seeds_to_choose[::-1]
+            seed = other.trial.seed
+            self.notes.append(f"With seed {self.seed} no rule speaks at the end; with seed {seed} it is sick.")
+            self.scout, self.findings, self.seeds_to_choose = other, other.findings, (seed, self.seed)
 
     def _want_metric(self, scout: Trial) -> None:
         """Refuse a metric that is no number though the training is fine; where it is not, say so.
@@ -229,30 +234,55 @@ class Search:
     def _affordable(self, *, extra: int = 0) -> bool:
         """Tell whether the budget has room for a proof, and before that for choosing and further trainings."""
         later = (2 * self.seeds + extra) * self.task.steps + (self.rungs.most_steps if extra else 0)
-        return self.budget is None or self.runs.done + later <= self.budget
+        return self._room_for(later)
 
-    def _confirm(self, finalist: Candidate, *, first_seed: int) -> None:
+    def _room_for(self, steps: int) -> bool:
+        return self.budget is None or self.runs.done + steps <= self.budget
+
+    def _confirm(self, finalist: Candidate) -> None:
         """Train treated and untreated on fresh seeds; give up where more of them cannot make it good."""
         confirmation = Confirmation(finalist, self.findings)
         self.confirmations.append(confirmation)
         self.runs.expect(2 * self.seeds * self.task.steps)
-        treated_log = None if self.log is None else _unused(self.log / "treated")
-        for seed in range(first_seed, first_seed + self.seeds):
-            log = treated_log if seed == first_seed else None
-            before = self._plan(self.task, "untreated", seed, stage="confirmation")
+        log = None if self.log is None else _unused(self.log / "treated")
+        while len(confirmation.seeds) < self.seeds:
+            seed, untreated = self._next_seed(confirmation)
             task, label = finalist.treated.subject, finalist.label
             after = self._plan(task, label, seed, stage="confirmation", log=log, keep_state=True)
-            results = dict(self.runs.run([before, after]))
-            untreated = results[0] if isinstance(results[0], Course) else dict(self.runs.run([before]))[0]
+            log = None  # of the first only
+            before = self._plan(self.task, "untreated", seed, stage="confirmation")
+            plans = [after] if untreated is not None else [before, after]
+            results = dict(self.runs.run(plans))
+            untreated = results[0] if untreated is None else untreated
+            if not isinstance(untreated, Course):
+                untreated = self._untreated(seed)
             if isinstance(untreated, Failure):
                 self.notes.append(f"Nothing was proved on seed {seed}: untreated, {untreated.trial.error}.")
                 return
             fresh = fresh_metrics(self.task, finalist.treated.subject, seed=seed)
-            confirmation.add(untreated, results[1], fresh)
+            confirmation.add(untreated, results[len(plans) - 1], fresh)
             if confirmation.hopeless():
                 return
         if confirmation.verdict().outcome in {"cured", "improved"} and confirmation.doubtful():
             self._control(confirmation)
+
+    def _next_seed(self, confirmation: Confirmation) -> tuple[int, Course | Failure | None]:
+        """Take a fresh seed, with its untreated training if there is one; a sick one, where not every seed is."""
+        seen = [one for one in self.runs.trials if one.label == "untreated" and one.steps >= self.task.steps]
+        missing = self.seeds - len(confirmation.seeds)
+        seed, untreated, skipped = self.fresh_seeds.for_pair(
+            confirmation.before,
+            comes_and_goes=bool(self.findings) and not all(map(is_sick, seen)),
+            may_skip=lambda: self._room_for(2 * missing * self.task.steps),
+        )
+        if skipped:
+            said = ", ".join(map(str, skipped))
+            self.notes.append(f"Untreated, not every seed is sick: the proof leaves out {said}, where nothing is to cure.")
+        return seed, untreated
+
+    def _untreated(self, seed: int) -> Course | Failure:
+        ((_, result),) = self.runs.run([self._plan(self.task, "untreated", seed, stage="confirmation")])
+        return result
 
     def _control(self, confirmation: Confirmation) -> None:
         """Train the treated task on shuffled targets, on the seeds of the proof."""
@@ -366,9 +396,3 @@ def _unused(directory: Path) -> Path:
     """Give a name that no earlier search has used: its model may have been another."""
     names = (directory if number == 1 else directory.with_name(f"{directory.name}-{number}") for number in count(1))
     return next(name for name in names if not name.exists())
-
-
-def tried_with(finalist: Candidate, other: Candidate) -> bool:
-    """Tell whether the proof of one says all of the other: a part of it, but not the same at a lower learning rate."""
-    alike = akin(finalist.treatment, other.treatment)
-    return alike and factor_between(other.treatment, finalist.treatment) <= 1.0

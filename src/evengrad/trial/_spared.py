@@ -7,7 +7,7 @@ from math import prod
 
 from evengrad.nouns import Trial
 from evengrad.treat import AbstractTreatment, ScaleLearningRate
-from evengrad.trial._candidates import parts_of
+from evengrad.trial._candidates import Candidate, akin, parts_of
 from evengrad.trial._entrant import Entrant, metric_at
 from evengrad.trial._judge import LEAST_GAIN_FRAC, tail_mean
 
@@ -62,3 +62,9 @@ def factor_between(one: AbstractTreatment, other: AbstractTreatment) -> float:
         rates.append(prod(part.factor for part in parts if isinstance(part, ScaleLearningRate)))
         rests.append({part.label for part in parts if not isinstance(part, ScaleLearningRate)})
     return rates[1] / rates[0] if rests[0] == rests[1] else 0.0
+
+
+def tried_with(finalist: Candidate, other: Candidate) -> bool:
+    """Tell whether the proof of one says all of the other: a part of it, but not the same at a lower learning rate."""
+    alike = akin(finalist.treatment, other.treatment)
+    return alike and factor_between(other.treatment, finalist.treatment) <= 1.0

@@ -76,10 +76,10 @@ class NotLearning(AbstractRunRule):
         return replace(sign, severity=severity, cause=sign.cause or _short_way(record))
 
     def cures(self) -> tuple[Cure, ...]:
-        """Propose other steps, then another optimizer, then functions that pass more."""
+        """Propose another optimizer, then other steps, then functions that pass more."""
         return (
-            *LARGER_STEPS[:1],
             *ANOTHER_OPTIMIZER,
+            *LARGER_STEPS[:1],
             *FRESH_WEIGHTS[:1],
             cure("AddOutputActivation"),
             cure("UseGatedCell", kind="gru"),
