@@ -19,7 +19,9 @@ class Untreated:
         assert seed not in self.trained
         self.trained.append(seed)
         findings = ("EG301",) if seed in self.sick else ()
-        trial = Trial(label="untreated", stage="confirmation", seed=seed, steps=10, metric=0.5, findings=findings, losses=(1.0,))
+        trial = Trial(
+            label="untreated", stage="confirmation", seed=seed, steps=10, metric=0.5, findings=findings, losses=(1.0,)
+        )
         return Course(trial=trial, record=Record(readings=()), findings=findings)
 
 
@@ -88,7 +90,9 @@ def test_as_many_seeds_are_looked_at_for_a_sick_one_as_a_proof_has():
 
 def test_an_untreated_training_that_comes_to_nothing_ends_the_look_and_goes_into_its_pair():
     def lost(seed):
-        return Failure(trial=Trial(label="untreated", stage="confirmation", seed=seed, steps=0, error="no end after 80 s"))
+        return Failure(
+            trial=Trial(label="untreated", stage="confirmation", seed=seed, steps=0, error="no end after 80 s")
+        )
 
     seeds = FreshSeeds(2, 3, lost)
     assert seeds.sick() is None

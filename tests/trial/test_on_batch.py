@@ -82,9 +82,7 @@ def test_what_is_wrong_by_itself_keeps_its_class_and_gets_the_batch(kind, cause)
     def work():
         raise kind("thing", came="this", wanted="that", advice="do") from (ValueError() if cause else None)
 
-    with pytest.raises(
-        kind, match=r"^task, batch 3 \(input float32 \(2,\), target NoneType\), thing: got this"
-    ):
+    with pytest.raises(kind, match=r"^task, batch 3 \(input float32 \(2,\), target NoneType\), thing: got this"):
         on_batch(task(), 3, (torch.zeros(2), None), work)
 
 

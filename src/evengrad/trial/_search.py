@@ -277,7 +277,7 @@ class Search:
         )
         if skipped:
             said = ", ".join(map(str, skipped))
-            self.notes.append(f"Untreated, not every seed is sick: the proof leaves out {said}, where nothing is to cure.")
+            self.notes.append(f"Untreated, not every seed is sick; the proof leaves out {said}: nothing to cure there.")
         return seed, untreated
 
     def _untreated(self, seed: int) -> Course | Failure:
