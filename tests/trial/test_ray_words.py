@@ -5,8 +5,9 @@ import traceback
 import pytest
 from trained_apart import task
 
+from evengrad.nouns import SettingError
 from evengrad.trial._plan import Plan
-from evengrad.trial._ray import OnRay
+from evengrad.trial._ray import OnRay, _connect
 
 exceptions = pytest.importorskip("ray.exceptions", reason="needs the extra ray")
 
@@ -38,3 +39,20 @@ def test_an_error_in_a_worker_is_told_by_its_kind_and_its_place_in_the_users_cod
     line = fails.__code__.co_firstlineno + 1
     assert found.trial.error.startswith("KeyError: 'width' (")
     assert found.trial.error.endswith(f"test_ray_words.py, line {line}, in fails)")
+
+
+class NotStarting:
+    """A Ray of which no part comes up, as its `node.py` says it."""
+
+    def is_initialized(self):
+        return False
+
+    def init(self, address, **settings):
+        if address == "auto":
+            raise ConnectionError("no running Ray instance")
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002
+
+
+def test_a_ray_that_does_not_start_on_this_machine_is_a_setting_that_cannot_be_used():
+    with pytest.raises(SettingError, match="engine 'ray'.*The current node timed out during startup"):
+        _connect(NotStarting(), None)
