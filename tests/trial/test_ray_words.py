@@ -50,9 +50,9 @@ class NotStarting:
     def init(self, address, **settings):
         if address == "auto":
             raise ConnectionError("no running Ray instance")
-        raise Exception("The current node timed out during startup.")  # noqa: TRY002
+        raise Exception("The current node timed out during startup.")
 
 
 def test_a_ray_that_does_not_start_on_this_machine_is_a_setting_that_cannot_be_used():
-    with pytest.raises(SettingError, match="engine 'ray'.*The current node timed out during startup"):
+    with pytest.raises(SettingError, match=r"engine 'ray'.*The current node timed out during startup"):
         _connect(NotStarting(), None)
