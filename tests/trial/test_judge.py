@@ -200,6 +200,20 @@ def losing(metric, *losses):
     return replace(sick(metric), losses=losses)
 
 
+def test_a_gain_no_larger_than_what_sick_trainings_differ_by_is_no_cure_with_three_seeds():
+    """Untreated, the first three seeds reached 0.85 now and then: three more were all as good as the treated ones."""
+    before, after = [sick(0.8), sick(0.667), sick(0.67)], [trial(0.817), trial(0.817), trial(0.82)]
+    told = judge(before, after, SICK, floors=[0.33] * 3)
+    assert told.outcome == "improved"
+    assert "differs by as much from seed to seed" in told.message
+    assert verdict([sick(0.66), sick(0.667), sick(0.67)], after) == "cured"
+    assert verdict([sick(-3e5), sick(-2e6), sick(-0.9)], after) == "cured", (
+        "what is below a fresh model is the same"
+    )
+    healthy_too = [trial(0.8, label="untreated"), sick(0.667), sick(0.67)]
+    assert verdict(healthy_too, after) == "cured", "only the sick ones count"
+
+
 def test_a_metric_that_is_missing_though_the_training_went_through_is_nothing_to_compare_with():
     missing = losing(None, 1.0, 0.9)
     told = judge([missing] * 3, [trial(0.3)] * 3, SICK, floors=[None] * 3)

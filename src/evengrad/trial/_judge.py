@@ -156,8 +156,9 @@ def judge(
     disease comes with some seeds only, the sick ones must gain, two at least, and no other may lose 1 %. Where
     there is a control, every treated training must beat it in the same way. The pathology has improved if on every seed
     the treated training has no finding at all and the symptoms found before are smaller, where they have a size.
-    *Cured* needs both, at least two seeds on which the untreated training is sick, and seeds that are not all the same
-    training; *improved* the metric.
+    *Cured* needs both, at least two seeds on which the untreated training is sick, seeds that are not all the same
+    training, and where they are few a mean gain larger than what the seed alone changes in sick untreated trainings:
+    else it is these seeds that were bad. *Improved* needs the metric.
 
     Args:
         before: Untreated trials, one per seed.
@@ -177,8 +178,11 @@ def judge(
     outcome: Outcome = "not cured"
     if beats_chance(before, after, floors) and (not control or _beats_control(after, control)):
         proved = sum(map(is_sick, before)) > 1 and not same_training(after)
+        proved = proved and not _bad_seeds(before, after, floors)
         outcome = "cured" if all(healthy) and proved and findings else "improved"
     text = message(before, after, sizes, codes) + _doubts(after, control)
+    if outcome == "improved" and _bad_seeds(before, after, floors):
+        text += "; untreated the metric differs by as much from seed to seed, so that more seeds would tell more"
     text += lost_to(_deciding(before, after, floors)) if outcome == "not cured" else ""
     return Verdict(
         outcome=outcome,
@@ -240,6 +244,19 @@ def is_sick(trial: Trial) -> bool:
     return bool(trial.findings) or trial.metric is None
 
 
+def _bad_seeds(before: Sequence[Trial], after: Sequence[Trial], floors: Sequence[float | None]) -> bool:
+    """Tell whether few sick untreated trainings differ by more than the gain: better ones may be as common."""
+    if len(after) >= MANY_SEEDS:  # the interval of the mean has told then
+        return False
+    rows = zip(gains_of(before, after, floors), before, floors, sick_of(before), strict=True)
+    known = [
+        (gain, one.metric if floor is None else max(one.metric, floor))
+        for gain, one, floor, sick in rows
+        if sick and gain is not None and one.metric is not None
+    ]
+    return bool(known) and mean(gain for gain, _ in known) <= _noise_of([metric for _, metric in known])
+
+
 def same_training(trials: Sequence[Trial]) -> bool:
     """Tell whether all seeds gave the same training to the bit, so that they are one."""
     return len(trials) > 1 and bool(trials[0].losses) and len({trial.losses for trial in trials}) == 1
@@ -258,11 +275,15 @@ def _noise(trials: Sequence[Trial]) -> float:
 
     At most a quarter of the metric: a gain of that size on every seed is one, however unlike they are.
     """
-    known = [trial.metric for trial in trials if trial.metric is not None]
-    if len(known) < 2:
-        return _least(trials)
-    spread_ = max(known) - min(known) if len(known) <= 3 else RANGE_OF_THREE * stdev(known)
-    return max(min(spread_, DOUBT_FRAC * max(abs(value) for value in known)), _least(trials))
+    return _noise_of([trial.metric for trial in trials if trial.metric is not None])
+
+
+def _noise_of(metrics: Sequence[float]) -> float:
+    least = LEAST_GAIN_FRAC * max(map(abs, metrics), default=0.0)
+    if len(metrics) < 2:
+        return least
+    range_ = max(metrics) - min(metrics) if len(metrics) <= 3 else RANGE_OF_THREE * stdev(metrics)
+    return max(min(range_, DOUBT_FRAC * max(map(abs, metrics))), least)
 
 
 def _least(trials: Sequence[Trial]) -> float:
