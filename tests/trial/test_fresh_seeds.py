@@ -2,7 +2,8 @@
 
 import pytest
 
-from evengrad.nouns import Record, Trial
+from evengrad.nouns import Finding, Record, Trial
+from evengrad.trial._confirmation import Confirmation
 from evengrad.trial._course import Course
 from evengrad.trial._engine import Failure
 from evengrad.trial._fresh_seeds import FreshSeeds
@@ -98,3 +99,32 @@ def test_an_untreated_training_that_comes_to_nothing_ends_the_look_and_goes_into
     assert seeds.sick() is None
     seed, known, skipped = seeds.for_pair([], comes_and_goes=True, may_skip=lambda: True)
     assert (seed, known.trial.error, skipped) == (3, "no end after 80 s", [])
+
+
+def confirmed(sick_frac, left_out=(), pairs=3):
+    """Confirm a treatment that makes each of some sick trainings good."""
+    finding = Finding(code="EG301", symptom="dead units", severity="critical", where=("0",))
+    confirmation = Confirmation(None, (finding,))
+    for seed in range(pairs):
+        sizes = {"label": "X()", "stage": "confirmation", "seed": seed, "steps": 10}
+        before = Trial(metric=0.5, findings=("EG301",), losses=(1.0 + seed,), **sizes)
+        after = Trial(metric=0.95, losses=(0.1 + seed,), **sizes)
+        courses = [Course(trial=one, record=Record(readings=()), findings=()) for one in (before, after)]
+        confirmation.add(*courses, (0.5, 0.5))
+    confirmation.sick_frac = sick_frac
+    confirmation.left_out += left_out
+    return confirmation.verdict()
+
+
+def test_three_good_trainings_are_no_cure_where_as_many_would_be_good_untreated_one_time_in_four():
+    lucky = confirmed(1 / 3, [3, 5, 6])
+    assert lucky.outcome == "improved"
+    assert "33% were sick, so that 3 in a row that are not may be luck" in lucky.message
+    assert "left out, as not sick untreated: seeds 3, 5, 6" in lucky.message
+    assert confirmed(1 / 3, pairs=6).outcome == "cured"
+
+
+def test_a_disease_of_every_second_seed_that_three_treated_trainings_have_not_is_cured():
+    assert confirmed(0.5, [3]).outcome == "cured"
+    assert "left out, as not sick untreated: seed 3" in confirmed(0.5, [3]).message
+    assert "left out" not in confirmed(1.0).message

@@ -22,6 +22,10 @@ Fresh = tuple[float | None, float | None]
 """Metrics of a fresh untreated and a fresh treated model; None where there is none."""
 
 
+# Of a disease that comes and goes, treated trainings in a row that have it not: as rare as three gains of three are.
+LUCK = 1 / 8
+
+
 @final
 class Confirmation:
     """A finalist and its paired trials so far, one pair per seed that was used for nothing else.
@@ -39,6 +43,8 @@ class Confirmation:
         self.control: list[Course | Failure] = []
         self._fresh: list[Fresh] = []
         self.unchecked = False  # whether the gain asks for a control that there is none of
+        self.left_out: list[int] = []  # seeds that are in no pair, as they are not sick untreated
+        self.sick_frac = 1.0  # of all untreated trainings so far
 
     def add(self, before: Course, after: Course | Failure, fresh: Fresh) -> None:
         """Take a pair, and the metrics of the fresh models of its seed, untreated and treated."""
@@ -69,14 +75,29 @@ class Confirmation:
 
     def verdict(self) -> Verdict:
         """Judge the pairs; without the control that they ask for, a gain is none where nothing has been learnt."""
-        before, after, control = _trials(self.before), _trials(self.after), _trials(self.control)
-        verdict = judge(before, after, self.findings, floors=self.floors, control=control)
+        verdict = self._judged()
         if verdict.outcome == "not cured" or not (self.unchecked or self._flat):
             return verdict
         if not self.unchecked:
             return replace(verdict, outcome="improved")
         message = f"{verdict.message}; not held against the same training on shuffled targets, which it asks for"
         return replace(verdict, outcome="not cured" if self._flat else "improved", message=message)
+
+    def _judged(self) -> Verdict:
+        """Judge the pairs as they are; what may be luck of the seeds, where these were chosen, is not cured."""
+        before, after, control = _trials(self.before), _trials(self.after), _trials(self.control)
+        verdict = judge(before, after, self.findings, floors=self.floors, control=control)
+        said = ""
+        if self.left_out:
+            seeds = ", ".join(map(str, self.left_out))
+            said = f"; left out, as not sick untreated: {'seeds' if len(self.left_out) > 1 else 'seed'} {seeds}"
+        if verdict.outcome == "cured" and (1.0 - self.sick_frac) ** len(after) > LUCK:
+            said += (
+                f"; of the untreated trainings {self.sick_frac:.0%} were sick, so that {len(after)} in a row that are "
+                "not may be luck: more seeds would tell"
+            )
+            verdict = replace(verdict, outcome="improved")
+        return replace(verdict, message=verdict.message + said)
 
     def hopeless(self) -> bool:
         """Tell whether more seeds cannot make it good; a seed on which no rule speaks proves nothing of a disease."""

@@ -16,7 +16,9 @@ class FreshSeeds:
 
     Whether a deep rectifier net is born dead, or a recurrent one explodes, is a matter of the seed. A proof of a cure
     needs pairs that are sick untreated, so there a seed more that is not sick proves nothing and is left out. Which
-    seeds are sick is known before any treated training of theirs, so that this is no choice among results.
+    seeds are sick is known before any treated training of theirs, so that no treated result decides. But of seeds that
+    were chosen for a bad training any other one is better, so that what is cured has to be better than luck as well
+    (`Confirmation`).
 
     Args:
         first: The first seed; they ascend.
@@ -74,6 +76,11 @@ class FreshSeeds:
                 return seed, known, skipped
             self._left_out += 1
             skipped.append(seed)
+
+    @property
+    def waiting(self) -> int:
+        """How many untreated trainings are there for the next proof."""
+        return len(self._kept)
 
     def _taken(self) -> int:
         self._next += 1
