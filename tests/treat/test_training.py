@@ -166,6 +166,9 @@ def test_the_optimizer_that_is_there_already_is_refused(task):
     adam = SwapOptimizer(to="adam", lr=0.1).treat_task(task).subject
     with pytest.raises(TreatmentError, match=r"Adam with learning rate 0\.1"):
         SwapOptimizer(to="adam", lr=0.1).treat_task(adam)
+    usual = replace(task, optimizer=lambda model: torch.optim.Adam(model.parameters(), betas=(0.8, 0.9)), steps=100)
+    with pytest.raises(TreatmentError, match=r"Adam with learning rate 0\.001"):
+        SwapOptimizer(to="adam").treat_task(usual)
     slower = SwapOptimizer(to="adam").treat_task(replace(adam, steps=10_000)).subject
     assert slower.optimizer(task.model()).defaults["lr"] == 1e-3
 

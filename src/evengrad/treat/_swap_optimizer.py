@@ -113,7 +113,8 @@ class SwapOptimizer(AbstractTreatment):
         factory = SwappedOptimizer(factory=task.optimizer, to=self.to, lr=lr)
         before = optimizer_of(task, task.optimizer, seed)
         after = optimizer_of(task, factory, seed)
-        if type(before) is type(after) and lrs_of(before) == lrs_of(after):
+        usual = {lrs_of(after)} | ({f"{_DEFAULT_LRS[self.to]:.4g}"} if self.lr is None else set())
+        if type(before) is type(after) and lrs_of(before) in usual:  # at another rate of its own it is no other
             raise TreatmentError(
                 self.label, came=f"a task with {_said(before)}", wanted="another optimizer or learning rate"
             )
