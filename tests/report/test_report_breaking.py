@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from evengrad.nouns import Cure, Evidence, Finding, Story, Trial, Verdict
-from evengrad.report import text
+from evengrad.report import _breaking, text
 from evengrad.report._breaking import broken, longest_piece, pieces
 
 LONG = "Reinitialize(scheme='orthogonal', recurrent_gain=1.0) + SwapActivation(to='leaky_relu') + "
@@ -103,3 +103,14 @@ def test_whatever_is_broken_can_be_put_together_again(seed):
     assert "".join(pieces(said)) == said
     assert all(cell_len(line) <= width for line in lines)
     assert broken(said, max(longest_piece(said), 1))[0] != ""
+
+
+@pytest.mark.parametrize("letter", ["x", "日", "e\u0301", "\u0301", "日 ", "日, x."])
+def test_a_text_of_ten_times_the_length_takes_ten_times_the_measuring(letter, monkeypatch):
+    def measured(count):
+        seen = []
+        monkeypatch.setattr(_breaking, "cell_len", lambda said: seen.append(len(said)) or cell_len(said))
+        assert "".join(broken(letter * count, 20)).replace(" ", "") == letter.replace(" ", "") * count
+        return sum(seen)
+
+    assert measured(5000) < 11 * measured(500)

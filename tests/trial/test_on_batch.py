@@ -90,3 +90,46 @@ def test_inputs_of_several_parts_are_told_part_by_part_and_not_without_end():
     parts = (torch.zeros(2, 3), [torch.zeros(1, dtype=torch.int64)], {"mask": torch.ones(4, dtype=torch.bool)})
     assert in_shape(parts) == "(float32 (2, 3), (int64 (1,)), {mask: bool (4,)})"
     assert in_shape((torch.zeros(1),) * 40) == f"({'float32 (1,), ' * 4}36 more)"
+
+
+def test_an_input_that_cannot_be_told_by_its_parts_is_told_by_its_type():
+    class Hostile:
+        def __str__(self):
+            raise ValueError("no name")
+
+    class Broken(dict):
+        def items(self):
+            raise RuntimeError("no items")
+
+    with pytest.warns(UserWarning, match="nested tensors"):
+        nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    assert in_shape((nested, torch.zeros(1))) == "(Tensor, float32 (1,))"
+    assert in_shape({Hostile(): torch.zeros(1)}) == "{Hostile: float32 (1,)}"
+    assert in_shape([Broken(a=1), 2]) == "(Broken, int)"
+
+
+def test_an_input_within_inputs_is_told_three_levels_deep():
+    assert in_shape([[[[torch.zeros(1)]]]]) == "(((list)))"
+    assert in_shape([[[torch.zeros(1)]]]) == "(((float32 (1,))))"
+    itself = []
+    itself.append(itself)
+    assert in_shape(itself) == "(((list)))"
+
+
+def test_of_an_input_without_end_no_more_is_looked_at_than_is_told():
+    class Endless(list):
+        def __iter__(self):
+            for number in range(6):
+                taken.append(number)
+                yield number
+
+    taken = []
+    assert in_shape(Endless(range(6))) == "(int, int, int, int, 2 more)"
+    assert taken == [0, 1, 2, 3]
+
+
+def test_a_key_is_told_short_and_cannot_steer_the_terminal():
+    parts = {"\x1b[31m" + "k" * 50_000: torch.zeros(2, 10)}
+    said = told(train=lambda: [(parts, LABELS)])
+    assert f"(input {{?[31m{'k' * 35}…: float32 (2, 10)}}, target int64 (192,))" in said
+    assert said.isprintable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, final
 
@@ -50,18 +51,35 @@ def broken(text: str, width: int) -> list[str]:
                 lines.append(line.rstrip(" "))
                 line = ""
             line += piece
-            while cell_len(line.rstrip(" ")) > width:
-                head = _head(line, width)
-                lines.append(head)
-                line = line[len(head) :]
+            heads, line = _parted(line, width)
+            lines += heads
         lines.append(line.rstrip(" "))
     return lines
 
 
-def _head(text: str, width: int) -> str:
-    """Take as many characters as a line holds, one at least: some take two cells."""
-    count = next((at for at in range(1, len(text)) if cell_len(text[: at + 1]) > width), len(text))
-    return text[:count]
+def _parted(line: str, width: int) -> tuple[list[str], str]:
+    """Cut full lines off what may be longer than one; give them, and what is left."""
+    heads: list[str] = []
+    start, end = 0, len(line.rstrip(" "))
+    if cell_len(line[:end]) <= width:  # as most are
+        return heads, line
+    while (count := _fitting(line, start, end, width)) and (start + count < end or cell_len(line[start:end]) > width):
+        heads.append(line[start : start + count])
+        start += count
+    return heads, line[start:]
+
+
+def _fitting(text: str, start: int, end: int, width: int) -> int:
+    """Count the characters from `start` on that a line holds, one at least where there is any: some take two cells.
+
+    No more is measured than about twice what the line holds, so that a long word costs no more than its length.
+    """
+    most, left = width, end - start
+    while most < left and cell_len(text[start : start + most]) <= width:
+        most *= 2  # characters may take no cell at all
+    counts = range(1, min(most, left) + 1)
+    held = bisect_right(counts, width, key=lambda count: cell_len(text[start : start + count]))
+    return max(held, min(left, 1))
 
 
 def longest_piece(text: str) -> int:

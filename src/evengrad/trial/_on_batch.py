@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from evengrad.nouns import BatchError, EvengradError, LossError, ModelError, Task, TaskError
+from evengrad.nouns import BatchError, EvengradError, LossError, ModelError, Task, TaskError, printable
 from evengrad.trial._user_code import Batch
 
 T = TypeVar("T")
 MOST_PARTS = 4  # of an input that is a tuple or a mapping
+DEEPEST = 3  # levels of such inputs within each other: 64 tensors at the most
+LONGEST_KEY = 40  # characters: about what a name in a program has at the most
 
 
 def on_batch(task: Task, number: int, batch: Batch, work: Callable[[], T]) -> T:
@@ -44,20 +47,43 @@ def batch_named(task: Task, number: int, batch: Batch) -> str:
 def in_shape(value: Any) -> str:
     """Say what tensors there are in a value, each by dtype and shape; of anything else the type.
 
+    It tells of what is wrong already, so it is short whatever comes, and never raises: what cannot be told by its parts
+    is told by its type.
+
     Example:
         >>> import torch
         >>> in_shape({"ids": torch.zeros(2, 3, dtype=torch.int64), "scale": 1.0})
         '{ids: int64 (2, 3), scale: float}'
     """
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + _listed([f"{key}: {in_shape(one)}" for key, one in value.items()]) + "}"
-    if isinstance(value, tuple | list):
-        return "(" + _listed([in_shape(one) for one in value]) + ")"
-    return type(value).__name__
+    return _in_shape(value, DEEPEST)
 
 
-def _listed(parts: list[str]) -> str:
-    left = len(parts) - MOST_PARTS
-    return ", ".join([*parts[:MOST_PARTS], *([f"{left} more"] if left > 0 else [])])
+def _in_shape(value: Any, depth: int) -> str:
+    try:
+        if isinstance(value, Tensor):
+            return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        if depth and isinstance(value, Mapping):
+            items = [f"{_key(key)}: {_in_shape(one, depth - 1)}" for key, one in islice(value.items(), MOST_PARTS)]
+            return "{" + _listed(items, len(value)) + "}"
+        if depth and isinstance(value, tuple | list):
+            return "(" + _listed([_in_shape(one, depth - 1) for one in islice(value, MOST_PARTS)], len(value)) + ")"
+    except Exception:  # the user's own containers, and tensors that have no one shape
+        return _type_name(value)
+    return _type_name(value)
+
+
+def _key(key: Any) -> str:
+    try:
+        said = str(key)
+    except Exception:  # of the user's own: anything may come
+        return _type_name(key)
+    return printable(said[:LONGEST_KEY]) + ("…" if len(said) > LONGEST_KEY else "")
+
+
+def _type_name(value: Any) -> str:
+    return printable(type(value).__name__[:LONGEST_KEY])
+
+
+def _listed(parts: list[str], count: int) -> str:
+    left = count - MOST_PARTS
+    return ", ".join([*parts, *([f"{left} more"] if left > 0 else [])])
