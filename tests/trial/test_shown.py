@@ -1,6 +1,7 @@
 """The progress of a repair: how much there is at most is known from the start, and its share never goes backwards."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from searched_tasks import deep, task
@@ -40,15 +41,15 @@ def test_a_second_search_is_called_so_and_its_steps_are_counted(monkeypatch):
     """Nothing holds in the proof, and another disease shows there: as if the first search had found none."""
     first = []
 
-    def not_at_first(self, *, real=_search.Search._search):
+    def not_at_first(self, case, *, real=_search.Search._cured):
         if first:
-            return real(self)
+            return real(self, case)
         first.append(1)
-        real(self)
-        self.findings = ()
+        real(self, case)
+        self._case = replace(case, findings=())
         return False
 
-    monkeypatch.setattr(_search.Search, "_search", not_at_first)
+    monkeypatch.setattr(_search.Search, "_cured", not_at_first)
     result, told = watched(task(steps=24), seeds=1)
     second = [place for place, (what, _, _) in enumerate(told) if what.startswith("second search, ")]
     assert any("searched again" in note for note in result.story.notes)

@@ -18,6 +18,7 @@ from evengrad.trial._engines import Engine, engine_for
 from evengrad.trial._patch import patch_of
 from evengrad.trial._rungs import rungs_of
 from evengrad.trial._search import Search
+from evengrad.trial._terms import Terms
 
 
 @final
@@ -119,33 +120,32 @@ def repair(
     rungs = rungs_of(task.steps, _allowance(task.steps, seeds, budget))
     made, note = engine_for(task, engine, address=address, workers=workers, memory_bytes=memory_bytes, time_s=time_s)
     with closing(made):
-        search = Search(task, made, rungs, seeds=seeds, seed=seed, budget=budget)
-        search.notes += [note] if note else []
-        search.log = None if log is None else Path(log)
-        search.follow(progress)
-        try:
-            search.run()
-        except KeyboardInterrupt:
-            search.interrupted = True
-        return _result(search)
+        where = None if log is None else Path(log)
+        terms = Terms(task=task, rungs=rungs, seeds=seeds, seed=seed, budget=budget, log=where)
+        search = Search(terms, made, progress)
+        if note:
+            search.note(note)
+        search.run()
+        return _result(task, search)
 
 
-def _result(search: Search) -> Repair:
-    verdict, winner = search.verdict(), search.winner()
+def _result(task: Task, search: Search) -> Repair:
+    found = search.found
+    winner = found.winner()
     candidate = winner.candidate if winner is not None else None
-    patch = None if candidate is None else patch_of(search.task, candidate.treatment, candidate.treated)
+    patch = None if candidate is None else patch_of(task, candidate.treatment, candidate.treated)
     story = search.told(patch)
     return Repair(
-        verdict=verdict,
+        verdict=found.verdict(),
         findings=story.findings,
-        trials=search.trials,
+        trials=found.trials,
         treatment=None if candidate is None else candidate.treatment,
-        task=search.task if candidate is None else candidate.treated.subject,
+        task=task if candidate is None else candidate.treated.subject,
         model=winner.best_model() if winner is not None else None,
         patch="" if patch is None else patch.text,
         code="" if candidate is None else candidate.treated.code,
         story=story,
-        interrupted=search.interrupted,
+        interrupted=found.interrupted,
     )
 
 
