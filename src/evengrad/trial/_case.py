@@ -23,11 +23,13 @@ class Case:
         scout: The training.
         findings: What the rules say of it, with causes once they have been looked for; empty where none speaks.
         seeds: Of the trainings to choose by: that of the scout, and the one on which the last few are compared.
+        fresh: The metric that untrained models reach, the median of three; None where nobody has asked or it is none.
     """
 
     scout: Course
     findings: tuple[Finding, ...]
     seeds: tuple[int, int]
+    fresh: float | None = None
 
     @property
     def reachable(self) -> bool:

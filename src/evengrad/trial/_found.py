@@ -77,7 +77,7 @@ class Found:
         if verdict.outcome != "not cured":
             return verdict
         if not self.findings and self.case is not None:
-            return without_findings(self.case.scout, tried=True)
+            return without_findings(self.case.scout, tried=True, fresh=self.case.fresh)
         return replace(verdict, message=verdict.message + in_the_code(self.findings))
 
     def _without_proof(self) -> Verdict | None:
@@ -87,6 +87,6 @@ class Found:
         if self.case is None:
             return None
         if not self.findings:
-            return without_findings(self.case.scout, tried=self.tried)
+            return without_findings(self.case.scout, tried=self.tried, fresh=self.case.fresh)
         by_code = not_by_a_tool(self.findings, tried=self.tried)
         return None if by_code is None else replace(by_code, metric_before=(self.case.scout.trial.metric,))

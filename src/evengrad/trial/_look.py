@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import final
 
 from evengrad.nouns import TaskError, Trial
 from evengrad.trial._case import Case
 from evengrad.trial._course import Course
 from evengrad.trial._engine import Failure
+from evengrad.trial._fresh_metric import fresh_metric
 from evengrad.trial._fresh_seeds import FreshSeeds
 from evengrad.trial._suspicions import suspected
 from evengrad.trial._trainings import Trainings
 
+FRESH = 3  # untrained models: one may be lucky
 SCOUTED = 8  # parts of the untreated training after each of which its metric is measured
 
 
@@ -55,7 +58,10 @@ class Look:
     def closer(self, case: Case) -> Case:
         """Train with other seeds too where no rule speaks and yet something is odd; give the first that is sick."""
         scout, seed = case.scout, self._terms.seed
-        if scout.findings or scout.trial.error or not suspected(scout)[0] or not self._trainings.affordable(extra=1):
+        if scout.findings or scout.trial.error:
+            return case
+        case = replace(case, fresh=self._fresh())
+        if not suspected(scout)[0] or not self._trainings.affordable(extra=1):
             return case
         self._trainings.expect(self._terms.task.steps + self._terms.most_steps)
         other: Course | Failure | None = self._scouted(seed + 1)
@@ -83,6 +89,11 @@ class Look:
         # On seeds of the proof nothing has been trained but what failed there, which is not tried again.
         seeds = [one.trial.seed for one in trained if one is not other]
         return Case(scout=other, findings=other.findings, seeds=(other.trial.seed, next(iter(seeds), case.seeds[0])))
+
+    def _fresh(self) -> float | None:
+        known = [fresh_metric(self._terms.task, self._terms.seed + place) for place in range(FRESH)]
+        metrics = [metric for metric in known if metric is not None]
+        return median(metrics) if metrics else None
 
     def _scouted(self, seed: int) -> Course | Failure:
         """Train untreated, measuring the metric on the way."""

@@ -155,8 +155,9 @@ class Search:
         """Prove one after the other until one holds; tell whether any has helped."""
         earlier = len(self._confirmations)
         while finalists and self._may_go_on(self._confirmations[earlier:]):
-            if not self._trainings.affordable():
-                self.note("The budget was used up before another candidate could be confirmed.")
+            if not self._trainings.room_for(self._proof.steps_to_come):
+                which = "another" if self._confirmations else "any"
+                self.note(f"The budget was used up before {which} candidate could be confirmed.")
                 return False
             finalist = finalists[0]
             confirmation = Confirmation(finalist, case.findings)
