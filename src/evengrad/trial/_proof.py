@@ -105,7 +105,7 @@ class Proof:
         return seed, untreated
 
     def _sick_frac(self, confirmation: Confirmation) -> float:
-        """Say with what share of the seeds a disease comes, of the untreated trainings so far; 1 where there is none."""
+        """Say with what share of the seeds a disease comes, by the untreated trainings; 1 where there is none."""
         untreated = [one for one in self._trainings.trials if one.label == "untreated"]
         ended = [is_sick(one) for one in untreated if one.error or one.steps >= self._terms.task.steps]
         return mean(ended) if confirmation.findings and ended else 1.0

@@ -15,12 +15,13 @@ from evengrad.trial._told import spread
 IN_THE_CODE = "mistake in the code"  # how a rule that is certain begins its cause
 
 
-def without_findings(scout: Course, *, tried: bool) -> Verdict:
+def without_findings(scout: Course, *, tried: bool, fresh: float | None = None) -> Verdict:
     """Judge a training in which no rule speaks at the end.
 
     Args:
         scout: The untreated training.
         tried: Whether treatments were tried all the same, and none helped.
+        fresh: The metric that untrained models reach; None if unknown.
     """
     trial = scout.trial
     if trial.error:
@@ -34,13 +35,17 @@ def without_findings(scout: Course, *, tried: bool) -> Verdict:
     )
     fall = fell_back(trial)
     notes += [fall] if fall else []
-    notes += ["nothing that was tried did better on other seeds"] if tried else []
-    text = f"{fine}; metric {spread([trial.metric])} after {trial.steps} steps" + "".join(f"; {note}" for note in notes)
+    notes += ["nothing that was tried was proved to do better"] if tried else []
+    text = f"{fine}; metric {spread([trial.metric])} after {trial.steps} steps with seed {trial.seed}"
+    text += "".join(f"; {note}" for note in notes)
     left = loss_left(scout.record)
     if left is not None and left >= FLAT_FRAC:
         text += f"; its loss is {left:.0%} of that of the best constant prediction: it has learnt nothing of its inputs"
         text += " (do inputs and targets belong together, and is there anything to learn?)"
-    nothing = _all_zero(scout.record) or bool(fall) or (left is not None and left >= FLAT_FRAC)
+    lost = fresh is not None and trial.metric is not None and trial.metric <= fresh
+    if lost:
+        text += f"; untrained models reach {spread([fresh])}: nothing it has learnt carries over to its validation data"
+    nothing = lost or _all_zero(scout.record) or bool(fall) or (left is not None and left >= FLAT_FRAC)
     outcome: Outcome = "not cured" if nothing else "was not sick"
     return Verdict(outcome=outcome, metric_before=(trial.metric,), message=text)
 
