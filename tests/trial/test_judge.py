@@ -207,9 +207,7 @@ def test_a_gain_no_larger_than_what_sick_trainings_differ_by_is_no_cure_with_thr
     assert told.outcome == "improved"
     assert "differs by as much from seed to seed" in told.message
     assert verdict([sick(0.66), sick(0.667), sick(0.67)], after) == "cured"
-    assert verdict([sick(-3e5), sick(-2e6), sick(-0.9)], after) == "cured", (
-        "what is below a fresh model is the same"
-    )
+    assert verdict([sick(-3e5), sick(-2e6), sick(-0.9)], after) == "cured", "what is below a fresh model is the same"
     healthy_too = [trial(0.8, label="untreated"), sick(0.667), sick(0.67)]
     assert verdict(healthy_too, after) == "cured", "only the sick ones count"
 

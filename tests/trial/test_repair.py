@@ -366,3 +366,24 @@ def test_the_task_that_came_is_left_as_it_was():
     before = copy.copy(sick)
     evengrad.repair(sick, seeds=1, engine="here")
     assert sick == before
+
+
+@pytest.mark.parametrize("engine", ["here", "local"])
+def test_data_that_are_not_finite_are_a_verdict_that_names_the_batch_and_no_tool_can_cure(engine, tmp_path):
+    inputs = torch.randn(8, 4)
+    inputs[3, 1] = float("nan")
+    labels = torch.zeros(8, dtype=torch.int64)
+    broken = evengrad.Task(
+        model=lambda: nn.Linear(4, 2),
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        loss=functional.cross_entropy,
+        train=lambda: [(inputs, labels)],
+        validate=lambda model: 0.5,
+        steps=8,
+    )
+    result = evengrad.repair(broken, engine=engine, log=tmp_path / "log")
+    assert result.verdict.outcome == "cannot be cured by a tool"
+    assert "batch 1" in result.verdict.message
+    assert "1 of 32 values that are NaN or infinite" in result.verdict.message
+    result.report(tmp_path / "page.html")
+    assert "the data have to change" in (tmp_path / "page.html").read_text()

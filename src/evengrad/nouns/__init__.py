@@ -1,6 +1,7 @@
 """The frozen nouns that the parts hand to each other, and every error; standard library only."""
 
 from evengrad.nouns._errors import (
+    BadDataError,
     BatchError,
     EvengradError,
     EvengradWarning,
@@ -39,6 +40,7 @@ from evengrad.nouns._user_code import called, in_words, installed_folders, made
 from evengrad.nouns._verdict import Outcome, Trial, Verdict
 
 __all__ = [
+    "BadDataError",
     "BatchError",
     "Cure",
     "Curve",

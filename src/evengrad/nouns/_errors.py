@@ -51,6 +51,10 @@ class BatchError(EvengradError):
     """A batch or a data set is empty, not finite, or of a shape nobody asked for."""
 
 
+class BadDataError(BatchError):
+    """A batch has values that are NaN or infinite: the data have to change."""
+
+
 class TaskError(EvengradError):
     """A task cannot be found, cannot be built, or raised while it ran."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evengrad.nouns import (
+    BadDataError,
     BatchError,
     Ends,
     LossError,
@@ -176,7 +177,7 @@ def _check_tensor(what: str, tensor: Tensor) -> None:
     if tensor.is_floating_point() or tensor.is_complex():
         bad = int((~torch.isfinite(tensor.detach())).sum())
         if bad and not bool(is_additive_mask(tensor)):
-            raise BatchError(
+            raise BadDataError(
                 what,
                 came=f"{bad} of {tensor.numel()} values that are NaN or infinite",
                 wanted="finite numbers",

@@ -25,6 +25,7 @@ class Found:
         terms: What it was asked for.
         case: What was searched for last; None before there is an untreated training.
         lost: Why there is no untreated training to look at; empty where there is one.
+        in_the_data: What is wrong with the data, so that there is none; empty where nothing is.
         confirmations: Every finalist that got seeds.
         trials: Every training.
         notes: What the report is to say beside.
@@ -34,6 +35,7 @@ class Found:
     terms: Terms
     case: Case | None = None
     lost: str = ""
+    in_the_data: str = ""
     confirmations: tuple[Confirmation, ...] = ()
     trials: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = ()
@@ -82,6 +84,8 @@ class Found:
 
     def _without_proof(self) -> Verdict | None:
         """Judge a search that came to no pair of trainings; None where it had candidates and none could be trained."""
+        if self.in_the_data:
+            return Verdict(outcome="cannot be cured by a tool", message=f"the data have to change: {self.in_the_data}")
         if self.lost:
             return Verdict(outcome="not cured", message=f"the untreated training came to nothing: {self.lost}")
         if self.case is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import final
 
 from evengrad.checkup import Progress
-from evengrad.nouns import Story
+from evengrad.nouns import BadDataError, Story
 from evengrad.runlog import write_story
 from evengrad.treat import AbstractTreatment
 from evengrad.trial._candidates import Candidate
@@ -44,6 +44,7 @@ class Search:
         self._terms = terms
         self._case: Case | None = None
         self._lost = ""  # why there is no untreated training to look at
+        self._in_the_data = ""  # what is wrong with them, so that nothing can be trained
         self._confirmations: list[Confirmation] = []
         self._notes: list[str] = []
         self._interrupted = False
@@ -61,6 +62,7 @@ class Search:
             terms=self._terms,
             case=self._case,
             lost=self._lost,
+            in_the_data=self._in_the_data,
             confirmations=tuple(self._confirmations),
             trials=self._runs.trials,
             notes=tuple(self._notes),
@@ -98,7 +100,11 @@ class Search:
     def _stages(self) -> None:
         """Look, and search for a cure; once more where the proof meets another disease."""
         self._trainings.expect(self._terms.task.steps + self._terms.most_steps)
-        seen = self._look.first()
+        try:
+            seen = self._look.first()
+        except BadDataError as err:
+            self._in_the_data = str(err)
+            return
         if isinstance(seen, Failure):
             self._lost = seen.trial.error
             return
