@@ -296,3 +296,20 @@ def test_a_norm_added_first_stays_with_its_layer(make_deep):
     both = Combined((AddNormalization(kind="layer"), AddResidual(norm="layer")))
     treated = both.treat(make_deep(nn.Tanh, 3, 4), batch_input=torch.randn(5, 2)).subject
     assert [type(part).__name__ for part in treated[2].block] == ["Sequential", "Tanh"]
+
+
+class OneActivation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.act, self.last = nn.Sigmoid(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(self.act(self.third(self.act(self.second(self.act(self.first(x)))))))
+
+
+def test_calls_of_one_module_that_go_into_blocks_are_named_in_the_code():
+    code = AddResidual().treat(OneActivation(), batch_input=torch.randn(4, 6)).code
+    comments = [line for line in code.splitlines() if line.startswith("# in OneActivation.forward:")]
+    assert "# in OneActivation.forward: self.second(...) instead of self.act(self.second(...))" in comments
+    assert all(" instead of self.act(" in line for line in comments)

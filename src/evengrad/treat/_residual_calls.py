@@ -13,7 +13,7 @@ from evengrad.treat._activations import activation_name
 from evengrad.treat._forward_order import first_tensor, inside_torch, is_norm, is_sequence, names_of
 from evengrad.treat._random_state import random_state_kept
 from evengrad.treat._residual_blocks import Block, Layers, Part, is_activation, is_dropout
-from evengrad.treat._traced import has_own_forward, rewrite_, traced
+from evengrad.treat._traced import has_own_forward, in_words, rewrite_, traced
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +173,10 @@ class _Chain:
         code = f"copy.deepcopy(model.get_submodule({name!r}))"
         self.parts.append(Part(module=copy.deepcopy(module), code=code, new=True))
         kind = type(owner).__name__
-        self.used.append(Call(owner=self.owner, kind=kind, node=node.name, child=child, function=name))
+        text, given = in_words(node, 2), in_words(node.all_input_nodes[0], 1)
+        self.used.append(
+            Call(owner=self.owner, kind=kind, node=node.name, child=child, function=name, text=text, given=given)
+        )
         return True
 
 
