@@ -94,8 +94,8 @@ def repair(
         task: Left as it is.
         budget: The most optimizer steps, all trials together; None for what the search takes: one training to look, two
             where the first only looks odd, at most three to choose, two for each confirming seed of two finalists (a
-            third has one), and one more for each where a gain asks for a control; all but the look once more where
-            the proof meets another disease.
+            third has one), three where a disease comes with some seeds only, and one more for each where a gain asks
+            for a control; all but the look once more where the proof meets another disease.
         seeds: Confirming seeds; one is never enough for *cured*.
         engine: Where trials run. `local`: in processes of their own, each with limits of memory and time; `here`: in
             this process, one after the other; `ray`: on a Ray cluster, with what `Task.resources` states; `auto`:
