@@ -9,7 +9,7 @@ import torch
 
 from evengrad.checkup import Checkup, Progress, checkup
 from evengrad.cli._load import named_task
-from evengrad.trial import first_batch, fresh_model, on_batch, with_lines
+from evengrad.trial import WhereMade, first_batch, on_batch, with_lines
 
 
 def checkup_of(target: str, *, seed: int, counterfactuals: bool, progress: Progress) -> Checkup:
@@ -21,8 +21,9 @@ def checkup_of(target: str, *, seed: int, counterfactuals: bool, progress: Progr
     """
     task = named_task(target)
     torch.manual_seed(seed)
-    model, optimizer = fresh_model(task)
+    made = WhereMade()
+    model, optimizer = made.fresh_model(task)
     batch = first_batch(task)
     look = partial(checkup, counterfactuals=counterfactuals, seed=seed, progress=progress)
     found = on_batch(task, 1, batch, lambda: look(model, task.loss, batch, optimizer))
-    return replace(found, findings=with_lines(found.findings, found.record, task, seed=seed))
+    return replace(found, findings=with_lines(found.findings, found.record, made))

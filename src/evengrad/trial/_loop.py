@@ -9,6 +9,8 @@ from math import isfinite
 from typing import Any, final
 
 import numpy as np
+from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from evengrad.measure import Norms
@@ -19,6 +21,7 @@ from evengrad.trial._on_batch import batch_named, on_batch
 from evengrad.trial._precision import LossScale, autocast_of
 from evengrad.trial._user_code import Batch, fresh_model, held_by
 
+Build = Callable[[Task], tuple[nn.Module, Optimizer]]
 FEWEST_STEPS = 8  # of a trial that can show who trains what
 
 
@@ -29,11 +32,12 @@ class Loop:
     Args:
         task: What is trained; its factories draw from the random state as it is.
         keep: Called with each reading that is finished.
+        build: Builds model and optimizer, as `fresh_model` does.
     """
 
-    def __init__(self, task: Task, keep: Callable[[Reading], None]) -> None:
+    def __init__(self, task: Task, keep: Callable[[Reading], None], build: Build = fresh_model) -> None:
         self.task = task
-        self.model, self.optimizer = fresh_model(task)
+        self.model, self.optimizer = build(task)
         everything = named_parameters(self.model)
         held = held_by(self.optimizer)
         parameters = {name: value for name, value in everything.items() if id(value) in held}

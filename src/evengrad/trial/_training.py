@@ -18,7 +18,8 @@ from evengrad.trial._look_at import with_lines
 from evengrad.trial._loop import Loop
 from evengrad.trial._plan import Plan, Tick, sampled_steps
 from evengrad.trial._seeded import RandomState, random_kept, seed_all
-from evengrad.trial._user_code import Batch, batches, fingerprint
+from evengrad.trial._user_code import Batch, batches, fingerprint, fresh_model
+from evengrad.trial._where_made import WhereMade
 
 
 @final
@@ -49,8 +50,9 @@ class Training:
         self._last: Batch | None = None
         self._duration_s = 0.0
         self._stack = ExitStack()
+        self._made = WhereMade() if plan.label == "untreated" else None  # lines are told of what is wrong untreated
         with self._random.inside():
-            self._loop = Loop(plan.task, self._keep)
+            self._loop = Loop(plan.task, self._keep, fresh_model if self._made is None else self._made.fresh_model)
             seed_all(plan.seed)  # the loop draws the same numbers whatever the treatment drew before
         self._batches: Iterator[Batch] = batches(plan.task)
         self._loop.model.train()
@@ -147,8 +149,11 @@ class Training:
             setup=loop.setup,
         )
         findings, symptoms = judged(record)
-        if plan.label == "untreated" and (error or plan.end >= plan.steps):
-            findings = with_lines(findings, record, plan.task, seed=plan.seed)
+        try:
+            if self._made is not None and (error or plan.end >= plan.steps):
+                findings = with_lines(findings, record, self._made)
+        except KeyboardInterrupt:  # the training is worth more than the lines
+            interrupted = True
         trial = Trial(
             label=plan.label,
             seed=plan.seed,
