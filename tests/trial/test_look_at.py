@@ -4,6 +4,8 @@ import importlib.util
 import sys
 import textwrap
 import weakref
+from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
@@ -217,6 +219,26 @@ def test_a_layer_that_extends_one_of_torch_is_on_the_line_where_it_is_constructe
         assert told(f"{inside}.linear") == f"mine.py:{line('MINE')} in Deep.__init__"
         assert told(f"{inside}.plain") == f"mine.py:{line('PLAIN')} in Deep.__init__"
     assert told("0.below.below") == f"mine.py:{line('BELOW')} in Deep.__init__"
+
+
+def test_a_library_that_wraps_the_constructors_of_torch_changes_no_line(mine, monkeypatch):
+    plain = torch.nn.Linear.__init__
+
+    def wrapped(*args, **kwargs):
+        return plain(*args, **kwargs)
+
+    path = Path(torch.__file__).parent / "wrapping.py"
+    monkeypatch.setattr(torch.nn.Linear, "__init__", of_file(wrapped, path))
+    built = WhereMade()
+    built.fresh_model(task(mine, lambda: torch.nn.Sequential(mine.Deep(1))))
+    assert built.layers["0.linear"] == f"mine.py:{line('MINE')} in Deep.__init__"
+
+
+def of_file(function, path):
+    """Make a function that seems to stand in another file."""
+    return FunctionType(
+        function.__code__.replace(co_filename=str(path)), function.__globals__, closure=function.__closure__
+    )
 
 
 def test_what_is_built_of_the_same_class_within_its_constructor_has_a_line_of_its_own(mine, monkeypatch):

@@ -121,17 +121,15 @@ def _take_away(note: Callable[[FrameType, str, Any], None]) -> None:
 def _made_by(start: FrameType, one: Any, theirs: tuple[str, ...]) -> str:
     """Find the innermost call of the user's own that is not a part of the object's own constructor."""
     frame: FrameType | None = start
-    while frame is not None and frame.f_code.co_name in MAKING and _first(frame) is one:
-        frame = frame.f_back
-    while frame is not None and frame.f_code.co_filename.startswith(theirs):
-        frame = frame.f_back
+    while frame is not None and (frame.f_code.co_filename.startswith(theirs) or _makes(frame, one)):
+        frame = frame.f_back  # what wraps a constructor, as some libraries do, stands between its calls
     return "" if frame is None else said(frame.f_code, frame.f_lineno)
 
 
-def _first(frame: FrameType) -> Any:
-    """Give the first argument of a call."""
+def _makes(frame: FrameType, one: Any) -> bool:
+    """Tell whether a call is one of an object's own constructor."""
     names = frame.f_code.co_varnames[:1]
-    return frame.f_locals.get(names[0]) if names else None
+    return frame.f_code.co_name in MAKING and bool(names) and frame.f_locals.get(names[0]) is one
 
 
 def _line_of(one: object, made: Made) -> str:
