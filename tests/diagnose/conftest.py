@@ -1,5 +1,8 @@
 """A plain training loop with everything read that a record can hold, for rules that need real trainings."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -8,6 +11,8 @@ from torch.nn import functional
 
 from evengrad.nouns import Reading, Record
 from evengrad.probe import EndsSample, WeightSampler, probe, setup_of
+
+sys.path.insert(0, str(Path(__file__).parent))  # lets the tests import what is beside them
 
 
 def digits():

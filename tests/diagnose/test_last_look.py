@@ -4,27 +4,19 @@ import math
 import random
 
 import pytest
+from made_readings import CONSTANT
 
 from evengrad.diagnose import rules
 from evengrad.nouns import (
-    Ends,
     LayerReading,
     ParameterReading,
     Reading,
     Record,
     Setup,
-    TensorReading,
     without_last_look,
 )
 
 BY_CODE = {rule.code: rule for rule in rules.ALL}
-CONSTANT = Ends(
-    output=TensorReading(name="output", shape=(64, 2), features=2),
-    target=TensorReading(name="target", dtype="int64", shape=(64,)),
-    loss_ops=("NllLoss", "LogSoftmax"),
-    softmax_size=2,
-    constant_loss=math.log(2),
-)
 LAYERS = (
     LayerReading(name="front", kind="Linear", weighted=True, grad_rms=None),
     LayerReading(name="back", kind="Linear", weighted=True, grad_rms=1.0),

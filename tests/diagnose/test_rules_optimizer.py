@@ -6,22 +6,15 @@ import random
 from dataclasses import replace
 
 import pytest
+from made_readings import CONSTANT
 
 from evengrad.diagnose import rules
 from evengrad.diagnose._movement import intended_ratio, thinned, typical_ratio, way_of
-from evengrad.nouns import Ends, ParameterReading, Reading, Record, Setup, TensorReading
+from evengrad.nouns import ParameterReading, Reading, Record, Setup
 
 BY_CODE = {rule.code: rule for rule in rules.ALL}
 ADAM = Setup(optimizer="Adam", eps=1e-8, momentum=0.9, numels=(16,))
 SGD = Setup(optimizer="SGD", numels=(16,))
-# A cross entropy of two classes that are as frequent: the best constant has log 2.
-CONSTANT = Ends(
-    output=TensorReading(name="output", shape=(64, 2), features=2),
-    target=TensorReading(name="target", dtype="int64", shape=(64,)),
-    loss_ops=("NllLoss", "LogSoftmax"),
-    softmax_size=2,
-    constant_loss=math.log(2),
-)
 
 
 def weight(**settings):

@@ -175,13 +175,13 @@ def judge(
     ]
     sizes = sizes_of(before, after, codes)
     gains = [gain for gain in gains_of(before, after, floors) if gain is not None]
+    bad_seeds = _bad_seeds(before, after, floors)
     outcome: Outcome = "not cured"
     if beats_chance(before, after, floors) and (not control or _beats_control(after, control)):
-        proved = sum(map(is_sick, before)) > 1 and not same_training(after)
-        proved = proved and not _bad_seeds(before, after, floors)
+        proved = sum(map(is_sick, before)) > 1 and not same_training(after) and not bad_seeds
         outcome = "cured" if all(healthy) and proved and findings else "improved"
     text = message(before, after, sizes, codes) + _doubts(after, control)
-    if outcome == "improved" and _bad_seeds(before, after, floors):
+    if outcome == "improved" and bad_seeds:
         text += "; untreated the metric differs by as much from seed to seed, so that more seeds would tell more"
     text += lost_to(_deciding(before, after, floors)) if outcome == "not cured" else ""
     return Verdict(
@@ -279,7 +279,7 @@ def _noise(trials: Sequence[Trial]) -> float:
 
 
 def _noise_of(metrics: Sequence[float]) -> float:
-    least = LEAST_GAIN_FRAC * max(map(abs, metrics), default=0.0)
+    least = _least_of(metrics)
     if len(metrics) < 2:
         return least
     range_ = max(metrics) - min(metrics) if len(metrics) <= 3 else RANGE_OF_THREE * stdev(metrics)
@@ -287,7 +287,11 @@ def _noise_of(metrics: Sequence[float]) -> float:
 
 
 def _least(trials: Sequence[Trial]) -> float:
-    return LEAST_GAIN_FRAC * max((abs(trial.metric) for trial in trials if trial.metric is not None), default=0.0)
+    return _least_of([trial.metric for trial in trials if trial.metric is not None])
+
+
+def _least_of(metrics: Sequence[float]) -> float:
+    return LEAST_GAIN_FRAC * max(map(abs, metrics), default=0.0)
 
 
 def _diverged(trial: Trial) -> bool:

@@ -74,8 +74,8 @@ class Proof:
         if isinstance(untreated, Failure) or treated is None:
             self._note(f"Nothing was proved on seed {seed}: untreated, {untreated.trial.error}.")
             return False
-        both = self._terms.task, confirmation.candidate.treated.subject
-        confirmation.add(untreated, treated, (fresh_metric(both[0], seed), fresh_metric(both[1], seed)))
+        fresh = fresh_metric(self._terms.task, seed), fresh_metric(confirmation.candidate.treated.subject, seed)
+        confirmation.add(untreated, treated, fresh)
         return True
 
     def _trained(

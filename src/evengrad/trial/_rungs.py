@@ -9,8 +9,8 @@ MOST_SINGLES = 8
 MOST_COMBINED = 4
 MOST_REFINED = 2
 # Candidates train for a sixteenth of the steps and the best four of them for a quarter, where the leader may be refined
-# twice, and again as often as trainings that failed early have left steps for it; then these four train for a quarter
-# on another seed, or two for half and on another seed: three trainings.
+# twice, and again as often as trainings that failed early or have nothing to show leave steps for it; then those of the
+# four that have learnt something train for a quarter on another seed, or two for half and on another: three trainings.
 PARTS = (1 / 16, 1 / 4, 1 / 2)
 PLACES = (MOST_SINGLES + MOST_COMBINED, 4, 2)
 ALLOWANCE = 3.0

@@ -15,17 +15,16 @@ from evengrad.trial._choosing import Choosing
 from evengrad.trial._confirmation import Confirmation
 from evengrad.trial._engine import AbstractEngine, Failure
 from evengrad.trial._found import Found
+from evengrad.trial._fresh_metric import fresh_metric
 from evengrad.trial._fresh_seeds import FreshSeeds
 from evengrad.trial._look import Look
 from evengrad.trial._patch import Patch
 from evengrad.trial._proof import Proof
 from evengrad.trial._runs import Runs
-from evengrad.trial._seeded import seeded
 from evengrad.trial._spared import tried_with
 from evengrad.trial._telling import told, unfinished
 from evengrad.trial._terms import Terms
 from evengrad.trial._trainings import Trainings
-from evengrad.trial._user_code import untrained_metric
 
 MOST_FULL = 5  # treated trainings of full length, as a third finalist would need
 
@@ -140,15 +139,13 @@ class Search:
 
     def _chosen(self, case: Case, treatments: Sequence[AbstractTreatment]) -> list[Candidate]:
         """Rank what was tried, the best first."""
-        with seeded(case.seeds[0]):
-            floor = untrained_metric(self._terms.task)
         choosing = Choosing(
             self._terms.task,
             self._runs,
             self._terms.rungs,
             seeds=case.seeds,
             untreated=case.scout.trial,
-            floor=floor,
+            floor=fresh_metric(self._terms.task, case.seeds[0]),
             generous=self._terms.budget is None,
             known=frozenset(one.candidate.label for one in self._confirmations),
         )
