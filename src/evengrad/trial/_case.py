@@ -38,10 +38,11 @@ class Case:
         return not roots or any(finding.cures for finding in roots)
 
     def explained(self, task: Task, progress: Progress) -> Case:
-        """Look for the causes of what was found."""
+        """Look for the causes of what was found, and add cures with the numbers that the readings ask for."""
         if not self.findings:
             return self
-        return replace(self, findings=explained(task, self.findings, seed=self.seeds[0], progress=progress))
+        found = explained(task, self.findings, seed=self.seeds[0], progress=progress)
+        return replace(self, findings=tailored(found, self.scout.record))
 
     def treatments(self) -> tuple[list[AbstractTreatment], list[str]]:
         """List what is worth a try, by rank, and say why where no rule speaks.
@@ -49,5 +50,5 @@ class Case:
         Cures of the findings; where there is none, what may help all the same.
         """
         if self.findings:
-            return proposed(tailored(self.findings, self.scout.record)), []
+            return proposed(self.findings), []
         return suspected(self.scout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -11,7 +10,6 @@ from evengrad.treat import make
 from evengrad.trial._told import spread
 
 JOINED = " + "  # between the parts of a combination, in its label
-TAILORED = {"ScaleLearningRate": "factor", "ClipGradients": "max_norm"}  # and the setting that readings may give
 
 Parts = frozenset[str]
 """Labels of the treatments that were trained together."""
@@ -25,66 +23,32 @@ def with_trials(findings: Iterable[Finding], trials: Iterable[Trial], winner: st
         trials: All of the search.
         winner: Label of the treatment that helped; empty for none.
     """
-    found, trained = tuple(findings), dict[Parts, list[Trial]]()
+    trained: dict[Parts, list[Trial]] = {}
     for trial in trials:
         if trial.stage != "control":  # on shuffled targets: what comes of these is no result of a cure
             trained.setdefault(_parts(trial.label), []).append(trial)
-    of_cures = {_label(cure) for one in found for cure in one.cures}
-    others = sorted(frozenset().union(_parts(winner), *trained) - of_cures)
     return tuple(
-        replace(one, cures=tuple(_told(cure, one.cures, others, trained, _parts(winner)) for cure in one.cures))
-        for one in found
+        replace(one, cures=tuple(_told(cure, trained, _parts(winner)) for cure in one.cures)) for one in findings
     )
 
 
-def _told(
-    cure: Cure, cures: Sequence[Cure], others: Sequence[str], trained: dict[Parts, list[Trial]], winner: Parts
-) -> Cure:
-    """Note what came of a cure as it is; else of it with a number from the readings, which is a cure of no finding."""
-    labels = [_label(cure), *(label for label in others if _origin(label, cures) is cure)]
-    won = next((label for label in labels if label in winner), "")
-    label = won or next((label for label in labels if any(label in parts for parts in trained)), "")
-    if not label:
-        return replace(cure, trials="")
-    name = "" if label == labels[0] else f" as {label}"
-    if won:
-        return replace(cure, trials="won" + f"{name}{_with(winner - {label})}".rstrip(":"))
-    return replace(cure, trials=_of_label(label, name, trained))
-
-
-def _label(cure: Cure) -> str:
-    return make(cure.treatment, cure.settings).label  # with the settings that the cure leaves as they are
-
-
-def _origin(label: str, cures: Sequence[Cure]) -> Cure | None:
-    """Find the cure that a treatment with a number from the readings was made of, as `tailored` makes them.
-
-    That is the first of its kind, and of one that scales the first that goes the same way, up or down.
-    """
-    for cure in cures:
-        if cure.treatment not in TAILORED or not label.startswith(f"{cure.treatment}("):
-            continue
-        number, own = (_number(one, TAILORED[cure.treatment]) for one in (label, _label(cure)))
-        if number is None or own is None:
-            continue
-        if cure.treatment == "ClipGradients" or (number > 1) == (own > 1):
-            return cure
-    return None
-
-
-def _number(label: str, setting: str) -> float | None:
-    found = re.search(rf"\b{setting}=([-+.\de]+)", label)
-    return float(found[1]) if found else None
+def _told(cure: Cure, trained: dict[Parts, list[Trial]], winner: Parts) -> Cure:
+    label = make(cure.treatment, cure.settings).label  # with the settings that the cure leaves as they are
+    if label in winner:
+        return replace(cure, trials=f"won{_with(winner - {label})}".rstrip(":"))
+    return replace(cure, trials=_of_label(label, trained))
 
 
 def _parts(label: str) -> Parts:
     return frozenset(label.split(JOINED))
 
 
-def _of_label(label: str, name: str, trained: dict[Parts, list[Trial]]) -> str:
+def _of_label(label: str, trained: dict[Parts, list[Trial]]) -> str:
     held = {parts: ran for parts, ran in trained.items() if label in parts}
+    if not held:
+        return ""
     parts = min(held, key=lambda parts: (len(parts) > 1, _rank(held[parts])))  # alone it shows what it does itself
-    return _of_trials(held[parts], name + _with(parts - {label}))
+    return _of_trials(held[parts], _with(parts - {label}))
 
 
 def _with(others: Parts) -> str:
